@@ -53,9 +53,8 @@ def lock_entry(lock_file: Path, package: str) -> str:
     """The lines of one package in the lock: its pinned version and all its hashes."""
     lines: list[str] = []
     for line in lock_file.read_text().splitlines():
-        if line.startswith(f"{package}=="):
-            lines.append(line)
-        elif lines and line.lstrip().startswith("--hash"):
+        begins = line.startswith(f"{package}==")
+        if begins or (lines and line.lstrip().startswith("--hash")):
             lines.append(line)
         elif lines:
             break
@@ -66,12 +65,12 @@ def lock_entry(lock_file: Path, package: str) -> str:
 
 def writable_cache(checkout: Path) -> Path | None:
     """A package cache inside the checkout when the user's own can't be written, else None."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~")) / ".cache")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~").expanduser() / ".cache")
     nearest = next(path for path in (home, *home.parents) if path.exists())
     return None if os.access(nearest, os.W_OK | os.X_OK) else checkout / ".cache" / "uv"
 
 
-def make_venv(checkout: Path, venv: Path, env: dict[str, str]) -> str:
+def make_venv(lock_file: Path, venv: Path, env: dict[str, str]) -> str:
     """Create the empty environment and return the path of a uv that can fill it.
 
     Ways, in order: uv on PATH; venv with pip; venv without pip, filled by the system's pip (a
@@ -100,11 +99,14 @@ def make_venv(checkout: Path, venv: Path, env: dict[str, str]) -> str:
         run([sys.executable, "-I", "-m", "venv", "--without-pip", str(venv)], env, "make the environment")
         pip = [sys.executable, "-m", "pip", "--python", python]
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as pinned:
-        pinned.write(lock_entry(checkout / "requirements.lock", "uv"))
+        pinned.write(lock_entry(lock_file, "uv"))
         pinned.flush()
         run(
-            [*pip, "install", "--quiet", "--require-hashes", "--no-deps", "--disable-pip-version-check"]
-            + ["-r", pinned.name],
+            [
+                *pip,
+                *["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes", "-r"],
+                pinned.name,
+            ],
             env,
             "install uv by pip",
         )
@@ -117,6 +119,7 @@ def bootstrap(checkout: Path, stamp: str) -> None:
     Raises Stop when it can't be made; then no stamp is left behind.
     """
     venv = checkout / ".venv"
+    lock_file = checkout / "requirements.lock"
     complete = venv / ".complete"
     with (checkout / ".venv.lock").open("w") as lock:
         try:
@@ -133,12 +136,11 @@ def bootstrap(checkout: Path, stamp: str) -> None:
         cache = writable_cache(checkout)
         if cache is not None:
             env["UV_CACHE_DIR"] = env["PIP_CACHE_DIR"] = str(cache)
-        uv = make_venv(checkout, venv, env)
+        uv = make_venv(lock_file, venv, env)
         target = ["--quiet", "--python", str(venv / "bin" / "python"), "--compile-bytecode"]
         say("installing the locked packages (all hashes checked) ...")
         run(
-            [uv, "pip", "install", *target, "--require-hashes", "--no-deps"]
-            + ["-r", str(checkout / "requirements.lock")],
+            [uv, "pip", "install", *target, "--no-deps", "--require-hashes", "-r", str(lock_file)],
             env,
             "install the locked packages",
         )

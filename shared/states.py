@@ -114,9 +114,7 @@ UPDATE_MOVES: Mapping[UpdateState, frozenset[UpdateState]] = {
     UpdateState.RECEIVED: frozenset(
         {UpdateState.DOWNLOADING, UpdateState.ERROR, UpdateState.CANCELLED, UpdateState.DONE}
     ),
-    UpdateState.DOWNLOADING: frozenset(
-        {UpdateState.VERIFYING, UpdateState.ERROR, UpdateState.CANCELLED}
-    ),
+    UpdateState.DOWNLOADING: frozenset({UpdateState.VERIFYING, UpdateState.ERROR, UpdateState.CANCELLED}),
     UpdateState.VERIFYING: frozenset(
         {UpdateState.WAITING, UpdateState.DOWNLOADING, UpdateState.ERROR, UpdateState.CANCELLED}
     ),

@@ -88,13 +88,9 @@ class BusTopic:
 JOB_EVENTS = BusTopic(name="job.events", partitions=3, retention_s=7 * DAY_S, key="event_type")
 DEVICE_COMMANDS = BusTopic(name="device.commands", partitions=20, retention_s=DAY_S, key="device_id")
 DEVICE_STATUS = BusTopic(name="device.status", partitions=50, retention_s=3 * DAY_S, key="device_id")
-DEVICE_TELEMETRY = BusTopic(
-    name="device.telemetry", partitions=30, retention_s=DAY_S, key="device_id"
-)
+DEVICE_TELEMETRY = BusTopic(name="device.telemetry", partitions=30, retention_s=DAY_S, key="device_id")
 JOB_DLQ = BusTopic(name="job.dlq", partitions=1, retention_s=14 * DAY_S, key="event_id")
-DEVICE_STATUS_DLQ = BusTopic(
-    name="device.status.dlq", partitions=1, retention_s=14 * DAY_S, key="device_id"
-)
+DEVICE_STATUS_DLQ = BusTopic(name="device.status.dlq", partitions=1, retention_s=14 * DAY_S, key="device_id")
 
 BUS_TOPICS = (
     JOB_EVENTS,

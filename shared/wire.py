@@ -36,9 +36,7 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True):
         """Encode; raises BadMessage when the result is larger than MAX_MESSAGE_BYTES."""
         raw = msgspec.json.encode(self.to_obj())
         if len(raw) > MAX_MESSAGE_BYTES:
-            raise BadMessage(
-                f"{type(self).__name__} of {len(raw)} bytes is over {MAX_MESSAGE_BYTES}"
-            )
+            raise BadMessage(f"{type(self).__name__} of {len(raw)} bytes is over {MAX_MESSAGE_BYTES}")
         return raw
 
     @classmethod
@@ -113,9 +111,10 @@ def _fold(cls: type[Wire], obj: dict[str, Any]) -> dict[str, Any]:
             continue
         inner = shape[name]
         if inner is not None and isinstance(value, dict):
-            value = _fold(inner, value)
+            out[name] = _fold(inner, value)
         elif inner is not None and isinstance(value, list):
-            value = [_fold(inner, v) if isinstance(v, dict) else v for v in value]
-        out[name] = value
+            out[name] = [_fold(inner, v) if isinstance(v, dict) else v for v in value]
+        else:
+            out[name] = value
     out["extra"] = extra
     return out

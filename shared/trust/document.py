@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from securesystemslib.exceptions import VerificationError
+from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
 from securesystemslib.signer import Key, Signer
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, TargetFile, Targets
@@ -109,7 +109,7 @@ def verify_document(
             continue
         try:
             key.verify_signature(signature, canonical)
-        except VerificationError:
+        except (UnverifiedSignatureError, VerificationError):
             continue
         good += 1
     if good < threshold:

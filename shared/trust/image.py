@@ -27,9 +27,7 @@ class ImageCheck:
     def finish(self) -> None:
         """Raise WrongImage unless exactly the signed bytes were fed."""
         if self._seen != self._spec.length:
-            raise WrongImage(
-                f"the image has {self._seen} bytes, {self._spec.length} were signed"
-            )
+            raise WrongImage(f"the image has {self._seen} bytes, {self._spec.length} were signed")
         if self._hash.hexdigest() != self._spec.sha256:
             raise WrongImage(
                 f"the image's SHA-256 is {self._hash.hexdigest()}, {self._spec.sha256} was signed"

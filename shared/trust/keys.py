@@ -21,14 +21,10 @@ def new_key(passphrase: bytes | None = None) -> tuple[bytes, bytes]:
     """A fresh key pair as (private PEM in PKCS #8, public PEM); encrypted when a passphrase is given."""
     private = Ed25519PrivateKey.generate()
     protection: serialization.KeySerializationEncryption = (
-        serialization.BestAvailableEncryption(passphrase)
-        if passphrase
-        else serialization.NoEncryption()
+        serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
     )
     return (
-        private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection
-        ),
+        private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection),
         private.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         ),
