@@ -1,1 +1,1 @@
-""""""
+"""The truck's gateway: takes commands, verifies, flashes, reports; loses nothing."""

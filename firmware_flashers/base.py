@@ -105,7 +105,8 @@ class Capabilities:
 @dataclass(frozen=True, kw_only=True)
 class Identity:
     """What the ECU says of itself. `version` and `sha256` are of the image that it holds, None
-    when it holds no whole one; `in_bootloader` says that the application does not run."""
+    when it holds no whole one; `in_bootloader` says that the application does not run.
+    """
 
     kind: str
     hardware: str
