@@ -30,6 +30,15 @@ ACQUIRE_TIMEOUT_S = 10.0
 MOST_REPEATS = 5
 
 
+def is_data_error(error: BaseException) -> bool:
+    """Whether the database (or its driver) refuses the values themselves, so that no repeat helps."""
+    # The driver's own refusal (a number too large for its column) is an InterfaceError, which else
+    # means a lost connection; only the former is a ValueError too.
+    return isinstance(
+        error, (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, UnicodeError)
+    ) or (isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError))
+
+
 def load_queries(package: str, name: str = "queries.sql") -> dict[str, str]:
     """The named blocks of a room's SQL file: a line `-- name: insert_job`, then the statement.
 
@@ -87,7 +96,8 @@ class Database:
     async def transaction(self) -> AsyncIterator[Connection]:
         """One connection in one transaction: committed at the end, rolled back on any exception.
 
-        Raises Unavailable when the pool gives no connection in time or the server is away.
+        Raises Unavailable when the pool gives no connection in time, the server is away, or a
+        statement or lock ran into its time-out.
         """
         if self._pool is None:
             raise Unavailable("the database is not open")
@@ -98,8 +108,17 @@ class Database:
         try:
             async with connection.transaction():
                 yield connection
-        except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
-            raise Unavailable(f"the database went away: {error}") from error
+        except (
+            OSError,
+            asyncpg.PostgresConnectionError,
+            asyncpg.InterfaceError,
+            asyncpg.OperatorInterventionError,
+            asyncpg.InsufficientResourcesError,
+            asyncpg.LockNotAvailableError,
+        ) as error:
+            if is_data_error(error):
+                raise
+            raise Unavailable(f"the database went away or is too slow: {error}") from error
         finally:
             await self._pool.release(connection, timeout=5)
 

@@ -6,6 +6,7 @@ import base64
 import binascii
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
@@ -17,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from control_plane.errors import Forbidden, Invalid, OfficeError, PreconditionRequired, Unauthenticated
 from shared.errors import OtaError
+from shared.ids import BadId, check_id
 from shared.logs import get_log
 
 log = get_log("control_plane.web")
@@ -84,6 +86,24 @@ def decode_cursor(cursor: str, parts: int) -> tuple[str, ...]:
     if len(key) != parts:
         raise Invalid("the cursor is of another list", fields={"cursor": "unknown"})
     return key
+
+
+def time_cursor(cursor: str | None) -> tuple[datetime, str] | None:
+    """The (time, id) of a page's last row, for lists that are sorted by both; None for the first page.
+
+    Raises Invalid for anything but what `encode_cursor(time.isoformat(), id)` gave.
+    """
+    if cursor is None:
+        return None
+    at, last = decode_cursor(cursor, 2)
+    try:
+        time = datetime.fromisoformat(at)
+        check_id(last, "cursor")
+    except (ValueError, BadId) as error:
+        raise Invalid("the cursor is not one that was given out", fields={"cursor": "unknown"}) from error
+    if time.tzinfo is None:
+        raise Invalid("the cursor is not one that was given out", fields={"cursor": "unknown"})
+    return time, last
 
 
 def etag(version: int) -> str:

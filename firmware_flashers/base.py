@@ -17,11 +17,27 @@ from shared.release import FirmwareSpec
 
 
 class FlashError(OtaError):
-    """An ECU could not be brought further; nothing is claimed about it."""
+    """An ECU could not be brought further; nothing is claimed about it.
+
+    `touched` says whether the step may have begun to erase or write: a flasher sets it to False only
+    when it surely has not, and then what the ECU ran before still runs.
+    """
 
     code = "flash_failed"
     retryable = True
     advice = "Check the wiring, power and termination of the bus, then try again."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        retryable: bool | None = None,
+        advice: str | None = None,
+        touched: bool = True,
+    ) -> None:
+        super().__init__(message, code=code, retryable=retryable, advice=advice)
+        self.touched = touched
 
 
 class NoAnswer(FlashError):

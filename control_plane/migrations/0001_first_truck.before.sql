@@ -108,6 +108,10 @@ CREATE TABLE jobs (
     attempt         integer NOT NULL DEFAULT 1,
     -- revision: grows with everything that the centre tells the truck about the job.
     revision        integer NOT NULL DEFAULT 1,
+    -- command_kind: what the newest revision says; commanded_revision: the newest one that the
+    -- dispatcher has taken over. A sweep finds the jobs where it lags, so no event can be missed.
+    command_kind       text NOT NULL DEFAULT 'install' CHECK (command_kind IN ('install', 'cancel', 'url')),
+    commanded_revision integer NOT NULL DEFAULT 0,
     scheduled_at    timestamptz NOT NULL,
     step            text,
     progress        integer,
@@ -117,6 +121,7 @@ CREATE TABLE jobs (
     merged_attempt  integer NOT NULL DEFAULT 0,
     merged_store_no integer NOT NULL DEFAULT 0,
     merged_seq      bigint NOT NULL DEFAULT 0,
+    merged_message_id text NOT NULL DEFAULT '',
     created_by      text NOT NULL,
     created_at      timestamptz NOT NULL DEFAULT now(),
     updated_at      timestamptz NOT NULL DEFAULT now(),
@@ -126,7 +131,8 @@ CREATE TABLE jobs (
 CREATE UNIQUE INDEX one_live_job_per_device ON jobs (device_id)
     WHERE state NOT IN ('done', 'error', 'cancelled', 'abandoned');
 CREATE INDEX jobs_due ON jobs (scheduled_at) WHERE state = 'scheduled';
-CREATE INDEX jobs_ready ON jobs (job_id) WHERE state = 'ready';
+CREATE INDEX jobs_uncommanded ON jobs (job_id) WHERE commanded_revision < revision
+    AND state NOT IN ('scheduled', 'done', 'error', 'cancelled', 'abandoned');
 CREATE INDEX jobs_newest ON jobs (created_at DESC, job_id DESC);
 CREATE INDEX jobs_of_device ON jobs (device_id, created_at DESC, job_id DESC);
 
@@ -210,7 +216,7 @@ CREATE TABLE leases (
 );
 
 -- owner: dispatcher ---------------------------------------------------------------------------
--- One row a job: the newest revision only. answered_at: a status of this revision's job was seen.
+-- One row a live job: the newest revision only. answered_at: the truck has shown that it has it.
 CREATE TABLE commands (
     job_id       text PRIMARY KEY REFERENCES jobs ON DELETE CASCADE,
     device_id    text NOT NULL REFERENCES devices,
@@ -242,7 +248,8 @@ CREATE TABLE bus_deliveries (
     created_at  timestamptz NOT NULL DEFAULT now(),
     UNIQUE (consumer_group, topic, event_id)
 );
-CREATE INDEX bus_deliveries_next ON bus_deliveries (consumer_group, topic, delivery_id);
+CREATE INDEX bus_deliveries_next ON bus_deliveries (consumer_group, delivery_id);
+CREATE INDEX bus_deliveries_of_key ON bus_deliveries (consumer_group, topic, key, delivery_id);
 
 -- owner: dead_letters -------------------------------------------------------------------------
 CREATE TABLE dead_letters (
@@ -260,4 +267,6 @@ CREATE TABLE dead_letters (
     resolved_by    text
 );
 CREATE INDEX dead_letters_newest ON dead_letters (created_at DESC, dead_letter_id DESC);
-CREATE INDEX dead_letters_of_message ON dead_letters (device_id, message_id);
+-- A truck that repeats a bad message fills no table.
+CREATE UNIQUE INDEX dead_letters_of_message ON dead_letters (source, device_id, message_id);
+CREATE INDEX dead_letters_open_of_device ON dead_letters (device_id) WHERE resolved_at IS NULL;

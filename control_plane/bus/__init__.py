@@ -1,0 +1,1 @@
+"""The event bus: each consumer group on its own, failures durable."""

@@ -1,0 +1,1 @@
+"""Applies trucks' statuses, and only then acknowledges them."""

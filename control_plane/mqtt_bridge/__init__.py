@@ -1,0 +1,1 @@
+"""The office's only speaker of MQTT."""

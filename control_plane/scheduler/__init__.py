@@ -1,0 +1,1 @@
+"""Moves jobs on when their time has come."""
