@@ -66,6 +66,9 @@ def dispatch(arguments: list[str]) -> int:
     app = importlib.import_module(VERBS[verb][0]).app
     try:
         app(args=rest, prog_name=f"quarry {verb}")
+    except SystemExit as ended:
+        # How the framework ends a command, a successful one too.
+        return ended.code if isinstance(ended.code, int) else 1
     except OtaError as error:
         return fail(f"{error.message} -- {error.advice}", 1)
     except KeyboardInterrupt:

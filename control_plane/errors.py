@@ -87,6 +87,15 @@ class TooLarge(OfficeError):
     advice = "Send less at once."
 
 
+class TooMany(OfficeError):
+    """More requests than are taken from one place (RFC 6585, 4)."""
+
+    status = 429
+    code = "too_many"
+    retryable = True
+    advice = "Wait a minute, then try again."
+
+
 class Unavailable(OfficeError):
     """A part of the office is away for the moment."""
 

@@ -33,7 +33,9 @@ class Wake:
     async def rest(self, most_s: float) -> None:
         """Return when set, at once if it has been set since the last rest, or after `most_s`."""
         try:
-            await asyncio.wait_for(self._event.wait(), timeout=most_s)
+            # Not wait_for: in Python 3.11 it loses a cancellation that comes together with the wake.
+            async with asyncio.timeout(most_s):
+                await self._event.wait()
         except TimeoutError:
             return
         finally:

@@ -146,6 +146,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         413: "Too many bytes.",
         422: "The request is not as it must be.",
         428: "If-Match is missing.",
+        429: "Too many requests from one place.",
         503: "A part of the office is away.",
     }.items()
 }
@@ -204,7 +205,9 @@ def add_problem_handlers(app: FastAPI) -> None:
             error.status_code,
             title=str(error.detail),
             detail=str(error.detail),
-            code={404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error"),
+            code={404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(
+                error.status_code, "http_error"
+            ),
             advice="See /docs for what is here and how it is called.",
             headers=error.headers,
         )

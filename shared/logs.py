@@ -66,5 +66,6 @@ def set_up_logs(service: str, *, level: str = "info", stream: TextIO | None = No
 
 def get_log(room: str) -> FilteringBoundLogger:
     """The logger of one room; `room` goes into each line as `log.logger`."""
-    log: FilteringBoundLogger = structlog.get_logger().bind(**{"log.logger": room})
+    # Not bind(): that would freeze the set-up as it is at import, before `set_up_logs`.
+    log: FilteringBoundLogger = structlog.get_logger(**{"log.logger": room})
     return log

@@ -109,7 +109,10 @@ JOB_MOVES: Mapping[JobState, frozenset[JobState]] = {
 }
 
 # ACTIVATING and CHECKING may fall back to FLASHING: an ECU that does not come up healthy is flashed
-# again, since after its first erase nothing abandons it.
+# again, since after its first erase nothing abandons it. FLASHING may fall back to WAITING as long as
+# the ECU is surely untouched (it refused for the moment, the vehicle moved, it did not answer), goes to
+# CHECKING when the ECU turns out to run the image already, and to ERROR when an untouched ECU refuses
+# for good, or when a newer job's verified firmware takes the ECU over at that moment.
 UPDATE_MOVES: Mapping[UpdateState, frozenset[UpdateState]] = {
     UpdateState.RECEIVED: frozenset(
         {UpdateState.DOWNLOADING, UpdateState.ERROR, UpdateState.CANCELLED, UpdateState.DONE}
@@ -127,7 +130,9 @@ UPDATE_MOVES: Mapping[UpdateState, frozenset[UpdateState]] = {
             UpdateState.CANCELLED,
         }
     ),
-    UpdateState.FLASHING: frozenset({UpdateState.ACTIVATING, UpdateState.ERROR}),
+    UpdateState.FLASHING: frozenset(
+        {UpdateState.ACTIVATING, UpdateState.CHECKING, UpdateState.WAITING, UpdateState.ERROR}
+    ),
     UpdateState.ACTIVATING: frozenset({UpdateState.CHECKING, UpdateState.FLASHING}),
     UpdateState.CHECKING: frozenset({UpdateState.DONE, UpdateState.FLASHING}),
     UpdateState.DONE: frozenset(),

@@ -28,4 +28,4 @@ SET tries = tries + 1, last_error = $2, next_try_at = clock_timestamp() + make_i
 WHERE delivery_id = $1
 
 -- name: waiting
-SELECT count(*) FROM (SELECT 1 FROM bus_deliveries WHERE consumer_group = $1 LIMIT $2) AS some
+SELECT count(*) FROM (SELECT 1 FROM bus_deliveries WHERE consumer_group = $1 LIMIT $2) AS counted

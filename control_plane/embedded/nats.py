@@ -170,11 +170,14 @@ class EmbeddedNats:
         part.replace(self._folder / "nats.conf")
 
     async def _varz(self) -> dict[str, Any]:
-        """The broker's own account of itself (NATS monitoring, /varz)."""
-        async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
-            answer = await client.get(f"http://127.0.0.1:{self._monitor_port}/varz")
-            found: dict[str, Any] = answer.raise_for_status().json()
-            return found
+        """The broker's own account of itself (NATS monitoring, /varz). Raises ServerFailed."""
+        try:
+            async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
+                answer = await client.get(f"http://127.0.0.1:{self._monitor_port}/varz")
+                found: dict[str, Any] = answer.raise_for_status().json()
+                return found
+        except (httpx.HTTPError, ValueError) as error:
+            raise ServerFailed(f"the broker does not answer: {error}") from error
 
     async def _wait_ready(self, server_log: Path) -> None:
         assert self._process is not None

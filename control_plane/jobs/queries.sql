@@ -68,6 +68,7 @@ FROM jobs WHERE state = 'scheduled' ORDER BY scheduled_at LIMIT 1
 -- name: lock_uncommanded
 SELECT * FROM jobs
 WHERE commanded_revision < revision AND state NOT IN ('scheduled', 'done', 'error', 'cancelled', 'abandoned')
+  AND ($2::text[] IS NULL OR job_id = ANY($2))
 ORDER BY job_id LIMIT $1 FOR UPDATE SKIP LOCKED
 
 -- name: commanded

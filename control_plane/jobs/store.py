@@ -179,9 +179,12 @@ async def next_due_s(connection: Connection) -> float | None:
     return due
 
 
-async def lock_uncommanded(connection: Connection, limit: int) -> list[Job]:
-    """Jobs with a revision that the dispatcher has not taken over, locked."""
-    return await _with_targets(connection, await connection.fetch(_SQL["lock_uncommanded"], limit))
+async def lock_uncommanded(
+    connection: Connection, limit: int, job_ids: Sequence[str] | None = None
+) -> list[Job]:
+    """Jobs (of `job_ids`, when given) with a revision that the dispatcher has not taken over, locked."""
+    rows = await connection.fetch(_SQL["lock_uncommanded"], limit, job_ids)
+    return await _with_targets(connection, rows)
 
 
 async def commanded(connection: Connection, job_ids: Sequence[str]) -> None:

@@ -21,18 +21,22 @@ CREATE TABLE components (
     hardware          text NOT NULL,
     installed_version text,
     installed_sha256  text,
+    -- What the truck says of itself where that differs from what is registered; else NULL.
+    reported_kind     text,
+    reported_hardware text,
     in_bootloader     boolean NOT NULL DEFAULT false,
     reported_at       timestamptz,
     PRIMARY KEY (device_id, component)
 );
+CREATE INDEX devices_of_site ON devices (site, device_id);
 
 -- The centre numbers a device's stores at first sight, so that a lost agent database never makes
--- its new statuses stale. manifest_seq is the newest manifest that was taken from a store.
+-- its new statuses stale. manifest_seq is the newest manifest that was taken from a store; -1: none.
 CREATE TABLE device_stores (
     device_id     text NOT NULL REFERENCES devices ON DELETE CASCADE,
     store_id      text NOT NULL,
     store_no      integer NOT NULL,
-    manifest_seq  bigint NOT NULL DEFAULT 0,
+    manifest_seq  bigint NOT NULL DEFAULT -1,
     first_seen_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (device_id, store_id),
     UNIQUE (device_id, store_no)
@@ -42,12 +46,13 @@ CREATE TABLE device_stores (
 -- Secrets are random and 256 bits long, so a plain SHA-256 of them is as good as a slow hash.
 CREATE TABLE api_tokens (
     token_id     text PRIMARY KEY,
-    name         text NOT NULL UNIQUE,
+    name         text NOT NULL,
     role         text NOT NULL CHECK (role IN ('admin')),
     token_sha256 bytea NOT NULL UNIQUE,
     created_at   timestamptz NOT NULL DEFAULT now(),
     revoked_at   timestamptz
 );
+CREATE UNIQUE INDEX api_tokens_live ON api_tokens (name) WHERE revoked_at IS NULL;
 
 CREATE TABLE enrolment_tokens (
     token_sha256 bytea PRIMARY KEY,

@@ -34,7 +34,7 @@ MOST_CLEANED = 1000
 class OutboxWorker:
     """Empties the outbox. `step` and `clean` are run by `control_plane.loops`.
 
-    `published` is called after events have left, so that an in-process bus can wake its groups.
+    `reached` is told the names of points where a test may end the process.
     """
 
     db: Database
@@ -45,7 +45,7 @@ class OutboxWorker:
     batch: int = 200
     keep_sent_s: float = 24 * 3600.0
     backoff: Backoff = OUTBOX_BACKOFF
-    clock: Callable[[], float] = lambda: asyncio.get_running_loop().time()
+    reached: Callable[[str], None] = lambda _: None
     _bus_failures: int = 0
 
     async def step(self) -> float:
@@ -77,6 +77,7 @@ class OutboxWorker:
     async def _publish(self, events: Sequence[PendingEvent]) -> None:
         """Publish a batch; what is refused, and its job's later events, are taken out of it."""
         left = list(events)
+        self.reached("outbox.before_publish")
         while left:
             try:
                 await self.bus.publish(
@@ -91,6 +92,7 @@ class OutboxWorker:
                 at = left.index(refused)
                 left = left[:at] + [e for e in left[at:] if e.job_id != refused.job_id]
                 continue
+            self.reached("outbox.before_mark")
             async with self.db.transaction() as connection:
                 await store.mark_sent(connection, [e.outbox_id for e in left])
             return

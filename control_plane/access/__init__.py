@@ -1,0 +1,1 @@
+"""Who may do what: operators' and trucks' credentials, enrolment, the broker's accounts, repeats."""

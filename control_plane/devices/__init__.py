@@ -1,0 +1,1 @@
+"""The fleet: every truck, its components, and what it says of itself."""

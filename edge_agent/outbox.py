@@ -1,0 +1,124 @@
+"""Statuses on their way to the office: numbered, kept until acknowledged, thinned where allowed.
+
+Functions on a connection inside a transaction of `store`. A final status is never dropped, and
+neither is a step. Of thin ones (progress, and steps told again by a later try) only the newest of
+the same job, attempt and step stays. When MOST_ROWS wait, the office has been silent for so long that
+of *equal* steps of one attempt (waiting, retrying for weeks) the newest replaces the oldest.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+
+from edge_agent.journal import MOST_TEXT, Report
+from shared.ids import new_id
+from shared.messages import Rejected, Status
+from shared.states import TruckStatus
+
+MOST_ROWS = 5000
+_FINAL = frozenset({TruckStatus.DONE, TruckStatus.ERROR, TruckStatus.CANCELLED})
+
+
+def queue(
+    connection: sqlite3.Connection, *, job_id: str, attempt: int, report: Report, at: datetime
+) -> Status:
+    """Number a report, give it an id, keep it. Returns it as it will travel."""
+    final = report.status in _FINAL
+    where = "job_id = ? AND attempt = ? AND step = ? AND final = 0"
+    if report.thin:
+        connection.execute(f"DELETE FROM outbox WHERE {where} AND thin = 1", (job_id, attempt, report.step))
+    elif not final and count(connection) >= MOST_ROWS:
+        connection.execute(
+            f"DELETE FROM outbox WHERE seq = (SELECT min(seq) FROM outbox WHERE {where})",
+            (job_id, attempt, report.step),
+        )
+    message_id = new_id()
+    cursor = connection.execute(
+        "INSERT INTO outbox (message_id, job_id, attempt, step, thin, final, body)"
+        " VALUES (?, ?, ?, ?, ?, ?, '')",
+        (message_id, job_id, attempt, report.step, report.thin, final),
+    )
+    assert cursor.lastrowid is not None
+    status = Status(
+        message_id=message_id,
+        job_id=job_id,
+        attempt=attempt,
+        seq=cursor.lastrowid,
+        status=report.status,
+        step=report.step,
+        progress=report.progress,
+        reason=None if report.reason is None else report.reason[:MOST_TEXT],
+        error=report.error,
+        targets=report.targets,
+        at=at,
+    )
+    connection.execute("UPDATE outbox SET body = ? WHERE seq = ?", (encode(status), status.seq))
+    return status
+
+
+def tell_again(connection: sqlite3.Connection, told: Status, at: datetime) -> None:
+    """Queue a status that was told before, as the newest word; not while the same one still waits."""
+    row = connection.execute(
+        "SELECT max(seq) FROM outbox WHERE job_id = ? AND attempt = ?", (told.job_id, told.attempt)
+    ).fetchone()
+    if row[0] is not None and row[0] >= told.seq:
+        return
+    queue(connection, job_id=told.job_id, attempt=told.attempt, report=report_of(told), at=at)
+
+
+def report_of(told: Status) -> Report:
+    """What a status said, apart from its id, number and time."""
+    return Report(
+        status=told.status,
+        step=told.step,
+        progress=told.progress,
+        reason=told.reason,
+        error=told.error,
+        targets=told.targets,
+    )
+
+
+def page(connection: sqlite3.Connection, limit: int, most_bytes: int) -> list[Status]:
+    """The oldest statuses by seq, at most `limit` and about `most_bytes` of JSON, but at least one."""
+    out: list[Status] = []
+    size = 0
+    for row in connection.execute("SELECT body FROM outbox ORDER BY seq LIMIT ?", (limit,)):
+        size += len(row["body"].encode())
+        if out and size > most_bytes:
+            break
+        out.append(decode(row["body"]))
+    return out
+
+
+def drop(
+    connection: sqlite3.Connection, accepted: Sequence[str], rejected: Sequence[Rejected]
+) -> list[tuple[Rejected, Status]]:
+    """Delete what the office has; ids that are gone already are no error. Returns what it refused."""
+    refused: list[tuple[Rejected, Status]] = []
+    for one in rejected:
+        row = connection.execute("SELECT body FROM outbox WHERE message_id = ?", (one.message_id,)).fetchone()
+        if row is not None:
+            refused.append((one, decode(row["body"])))
+    ids = [*accepted, *(one.message_id for one in rejected)]
+    connection.executemany("DELETE FROM outbox WHERE message_id = ?", ((one,) for one in ids))
+    return refused
+
+
+def count(connection: sqlite3.Connection) -> int:
+    """Statuses that wait for their ack."""
+    [(found,)] = connection.execute("SELECT count(*) FROM outbox").fetchall()
+    return int(found)
+
+
+def encode(status: Status) -> str:
+    """A status as it is kept."""
+    return msgspec.json.encode(status.to_obj()).decode()
+
+
+def decode(text: str) -> Status:
+    """A kept status; unknown fields of a newer agent are kept."""
+    return Status.from_json(text.encode())

@@ -1,0 +1,170 @@
+"""The words of the update machine: what can happen to an update, and what may be done next. Pure values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+from edge_agent.journal import Entry, Report
+from shared.messages import Error, TargetResult
+
+
+class Act(StrEnum):
+    """What to do next; named in logs and kill points."""
+
+    NOTHING = "nothing"
+    LOOK = "look"  # judge the command and its document; ask the ECU what it holds
+    DOWNLOAD = "download"
+    VERIFY = "verify"
+    ASK = "ask"  # verify again; window and vehicle
+    FLASH = "flash"  # load and verify; ask the vehicle and the ECU; stage
+    ACTIVATE = "activate"
+    CHECK = "check"  # read back; confirm
+
+
+class Pause(StrEnum):
+    """How long before the act; a fresher command from the office ends every pause."""
+
+    NONE = "none"
+    BACKOFF = "backoff"  # grows with the entry's tries
+    LONGEST = "longest"  # a fault that a soon repeat makes worse (an ECU that locks its access)
+    LINK = "link"  # until the network may be back
+    REFUSED = "refused"  # until the ECU may be willing
+    POLL = "poll"  # as often as the vehicle is asked
+    URL = "url"  # until the office sends a URL; then it is asked again
+
+
+class FaultKind(StrEnum):
+    """What sort of failure: decides whether it is counted."""
+
+    PLAIN = "plain"
+    LINK = "link"  # the network is away
+    NOT_NOW = "not_now"  # the ECU refuses for the moment
+    IMAGE = "image"  # the file that was verified before is gone or spoiled: local damage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """An act failed. `touched` False: the ECU surely was not changed by it."""
+
+    error: Error
+    kind: FaultKind = FaultKind.PLAIN
+    touched: bool = False
+
+
+@dataclass(frozen=True)
+class Fits:
+    """The document is good for the component, which holds something else or does not answer."""
+
+
+@dataclass(frozen=True)
+class Holds:
+    """The component already runs exactly this image: its own answer."""
+
+    result: TargetResult
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The image is on the disk at `path`."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class NeedsUrl:
+    """The URL is over."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Document and image are as they must be."""
+
+
+@dataclass(frozen=True)
+class Unsafe:
+    """Flashing is not allowed at this moment; `why` for the operator."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Verified again, in time and safe. `takes_over`: an earlier update may have touched this ECU."""
+
+    takes_over: bool = False
+
+
+@dataclass(frozen=True)
+class Staged:
+    """The image is in the ECU, proved by it."""
+
+
+@dataclass(frozen=True)
+class Activated:
+    """The ECU was told to run it, and answers."""
+
+
+@dataclass(frozen=True)
+class Proved:
+    """The ECU runs it: its own answer, read back."""
+
+    result: TargetResult
+
+
+@dataclass(frozen=True)
+class CancelAsked:
+    """The office wants it stopped."""
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A newer job for the component was received."""
+
+
+@dataclass(frozen=True)
+class TakenOver:
+    """A newer job begins to flash the component at this moment: `by` is its job_id."""
+
+    by: str
+
+
+@dataclass(frozen=True)
+class TimeOver:
+    """The command's `expires_at` has passed."""
+
+
+@dataclass(frozen=True)
+class Restarted:
+    """The agent began to run and found the entry as it is."""
+
+
+Event: TypeAlias = (
+    Fits
+    | Holds
+    | Fetched
+    | NeedsUrl
+    | Verified
+    | Unsafe
+    | Ready
+    | Staged
+    | Activated
+    | Proved
+    | Fault
+    | CancelAsked
+    | Replaced
+    | TakenOver
+    | TimeOver
+    | Restarted
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """`entry` is to be written together with `report`; then `pause`, then `act`."""
+
+    entry: Entry
+    report: Report | None
+    act: Act
+    pause: Pause = Pause.NONE

@@ -1,0 +1,106 @@
+"""The README's tour, command by command, as it stands."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+STARTS_WITHIN_S = 90.0
+STEP_WITHIN_S = 120.0
+
+
+def blocks() -> list[tuple[int, str]]:
+    """(terminal, commands) of each `sh` block of the tour, in order."""
+    text = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    found = re.findall(r"^```sh\n# terminal (\d)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [(int(number), commands) for number, commands in found]
+
+
+def busy(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Terminal:
+    """A shell in the tour's folder; what it starts ends with it."""
+
+    def __init__(self, folder: Path, commands: str, log: Path) -> None:
+        self.log = log
+        with log.open("wb") as out:
+            self._shell = subprocess.Popen(
+                ["sh", "-eu", "-c", commands],
+                cwd=folder,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                env={k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"},
+            )
+
+    def wait_for(self, words: str) -> None:
+        """Until its output has these words."""
+        deadline = time.monotonic() + STARTS_WITHIN_S
+        while words not in self.log.read_text(errors="replace"):
+            assert self._shell.poll() is None, self.log.read_text(errors="replace")[-2000:]
+            assert time.monotonic() < deadline, self.log.read_text(errors="replace")[-2000:]
+            time.sleep(0.05)
+
+    def interrupt(self) -> int:
+        """What ^C does; returns the exit code of the shell."""
+        os.killpg(self._shell.pid, signal.SIGINT)
+        try:
+            return self._shell.wait(60)
+        finally:
+            if self._shell.poll() is None:
+                os.killpg(self._shell.pid, signal.SIGKILL)
+
+
+def at_terminal_2(folder: Path, commands: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["sh", "-eu", "-c", commands],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=STEP_WITHIN_S,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    for port in (8080, 1883):
+        if busy(port):
+            pytest.skip(f"port {port}, which the README uses, is taken on this machine")
+    (tmp_path / "quarry").symlink_to(CHECKOUT / "quarry")
+    return tmp_path
+
+
+@pytest.mark.timeout(400)
+def test_the_tour_works_as_it_stands(folder: Path) -> None:
+    assert [number for number, _ in blocks()] == [1, 2, 3, 2]
+    (_, office), (_, release), (_, truck), (_, order) = blocks()
+    running: list[Terminal] = []
+    try:
+        running.append(Terminal(folder, office, folder / "office.log"))
+        running[0].wait_for("office ready")
+        released = at_terminal_2(folder, release)
+        assert released.returncode == 0, released.stdout + released.stderr
+        running.append(Terminal(folder, truck, folder / "truck.log"))
+        running[1].wait_for("ready:")
+        # A terminal keeps what was exported in it before.
+        ordered = at_terminal_2(folder, f"export QUARRY_DATA=tour/office\n{order}")
+        assert ordered.returncode == 0, ordered.stdout + ordered.stderr
+        assert "is done" in ordered.stdout
+        assert '"state":"done"' in ordered.stdout
+    finally:
+        codes = [terminal.interrupt() for terminal in reversed(running)]
+    assert codes == [0, 0] or codes == [130, 130]

@@ -1,0 +1,221 @@
+"""`quarry sim` as people run it: processes that say when they are ready and end when they are told."""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import can
+import pytest
+import structlog
+
+from cli.main import dispatch
+from sim.mcu.images import build_image
+
+SLOT = 0x0801_0000
+READY_WITHIN_S = 60.0
+END_WITHIN_S = 30.0
+
+
+class Running:
+    """A command in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._out = b""
+
+    def ready(self) -> str:
+        """Its ready line."""
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            until = time.monotonic() + READY_WITHIN_S
+            while b"\n" not in self._out:
+                assert selector.select(until - time.monotonic()), "it does not become ready"
+                piece = os.read(self._process.stdout.fileno(), 4096)
+                assert piece, self._stderr()
+                self._out += piece
+        return self._out.decode().strip()
+
+    def end(self, how: signal.Signals | None = signal.SIGTERM) -> tuple[int, str]:
+        """Its exit code and stderr, after a signal or by itself."""
+        if how is not None:
+            self._process.send_signal(how)
+        code = self._process.wait(END_WITHIN_S)
+        return code, self._stderr()
+
+    def _stderr(self) -> str:
+        assert self._process.stderr is not None
+        return self._process.stderr.read().decode()
+
+
+Run = Callable[..., Running]
+
+
+@pytest.fixture
+def run() -> Iterator[Run]:
+    with ExitStack() as stack:
+
+        def start(*words: object) -> Running:
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-P", "-m", "cli.main", "sim", *map(str, words)],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                )
+            )
+            stack.callback(process.kill)
+            return Running(process)
+
+        yield start
+
+
+@pytest.fixture
+def files(tmp_path: Path, keys: tuple[bytes, bytes], sign: Any) -> dict[str, Path]:
+    """What the commands read."""
+    old = sign("1.0.0", 8192)
+    contents = {
+        "key.pub": keys[1],
+        "old.bin": old.image,
+        "old.json": old.document,
+        "secret": bytes(range(32)),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "secret").chmod(0o600)
+    return {name: tmp_path / name for name in (*contents, "can.sock", "flash.bin")}
+
+
+def mcu_words(files: dict[str, Path], *more: object) -> list[object]:
+    return [
+        *("mcu", "stm32-uds", "--interface", "quarry-hub", "--channel", files["can.sock"]),
+        *("--flash", files["flash.bin"], "--public-key", files["key.pub"]),
+        *("--security-secret", files["secret"], *more),
+    ]
+
+
+def test_a_bus_and_an_mcu_that_dies_while_it_is_programmed(
+    run: Run, files: dict[str, Path], sign: Any, make_tester: Any
+) -> None:
+    bus = run("bus", "--socket", files["can.sock"])
+    assert bus.ready() == f'ready: CAN bus; interface "quarry-hub", channel "{files["can.sock"]}"'
+    mcu = run(*mcu_words(files, "--image", files["old.bin"], "--document", files["old.json"]))
+    assert mcu.ready().endswith("runs 1.0.0")
+
+    new = sign("1.1.0", 20_000)
+    tester = make_tester(files["can.sock"])
+    tester.enter()
+    tester.erase()
+    for request in tester.requests(SLOT, new.image)[:3]:
+        assert tester.ask(request)[0] == request[0] + 0x40
+    assert mcu.end(signal.SIGKILL)[0] == -signal.SIGKILL
+
+    mcu = run(*mcu_words(files))
+    assert mcu.ready().endswith("waits in its bootloader")
+    tester.program(new)
+    assert tester.ask(b"\x22\xf1\x89") == b"\x62\xf1\x89" + b"1.1.0"
+    assert mcu.end(signal.SIGINT)[0] == 0
+
+    mcu = run(*mcu_words(files, "--image", files["old.bin"], "--document", files["old.json"]))
+    assert mcu.ready().endswith("runs 1.1.0"), "factory content is for a flash that is new"
+    tester.close()
+    assert bus.end()[0] == 0
+    assert not files["can.sock"].exists()
+    code, stderr = mcu.end(None)
+    assert code == 1
+    assert "has gone -- Start the bus first" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_faults_are_ordered_on_the_command_line(run: Run, files: dict[str, Path], make_tester: Any) -> None:
+    bus = run("bus", "--socket", files["can.sock"], "--bitrate", 500_000)
+    bus.ready()
+    run(*mcu_words(files, "--fault", "busy=1", "--fault", "moving=1", "--kind", "mixer")).ready()
+    tester = make_tester(files["can.sock"])
+    assert tester.ask(b"\x22\xf1\x97") == b"\x7f\x22\x21"
+    assert tester.ask(b"\x22\xf1\x97") == b"\x62\xf1\x97" + b"mixer"
+    assert tester.ask(b"\x11\x01") == b"\x7f\x11\x22"
+    tester.close()
+
+
+def test_an_image_is_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "image.bin"
+    assert call("image", "--version", "2.0.0", "--out", out, "--bytes", 4096) == 0
+    assert out.read_bytes() == build_image("2.0.0", 4096, SLOT)
+    assert "version 2.0.0, 4096 bytes, SHA-256" in capsys.readouterr().out
+
+
+@pytest.fixture
+def _logs_as_before() -> Iterator[None]:
+    """Commands that run in this process send its logs to a stream that ends with the test."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def call(*words: object) -> int:
+    """A command in this process; typer ends by SystemExit."""
+    try:
+        return dispatch(["sim", *map(str, words)])
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+@pytest.mark.usefixtures("_logs_as_before")
+def test_wrong_use_is_one_sentence(
+    tmp_path: Path, files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "short").write_bytes(b"1")
+    (tmp_path / "short").chmod(0o600)
+    out = tmp_path / "out.bin"
+    cases: dict[str, tuple[list[object], int, str]] = {
+        "no bus": (mcu_words(files), 1, "no hub at"),
+        "no interface": ([*mcu_words(files), "--interface", "pigeon"], 1, "can't be opened"),
+        "unknown fault": (mcu_words(files, "--fault", "fire=1"), 1, "fault 'fire' is not one of"),
+        "bad number": (mcu_words(files, "--fault", "busy=x"), 1, "fault 'busy=x'"),
+        "half of the factory content": (mcu_words(files, "--image", files["old.bin"]), 1, "go together"),
+        "no key file": ([*mcu_words(files), "--public-key", tmp_path / "nothing"], 1, "can't read"),
+        "no key": ([*mcu_words(files), "--public-key", files["secret"]], 1, "public key can't be read"),
+        "bad secret": ([*mcu_words(files), "--security-secret", tmp_path / "short"], 1, "secret"),
+        "no folder for the bus": (["bus", "--socket", tmp_path / "no" / "s"], 1, "No such file"),
+        "long path for the bus": (["bus", "--socket", tmp_path / ("x" * 120)], 1, "is over 107"),
+        "bit rate": (["bus", "--socket", tmp_path / "s", "--bitrate", 5], 1, "bitrate 5"),
+        "image too small": (["image", "--version", "1", "--out", out, "--bytes", 8], 1, "8 bytes"),
+        "image too large": (["image", "--version", "1", "--out", out, "--bytes", 2**20], 1, "over the slot"),
+        "image without version": (["image", "--out", out], 2, "Missing option"),
+        "bytes that are no number": (["image", "--version", "1", "--out", out, "--bytes", "x"], 2, "--bytes"),
+        "mcu of no kind": (["mcu", "z80"], 2, "z80"),
+        "truck without office": (["truck", "--data", tmp_path], 2, "Missing option"),
+    }
+    for name, (words, code, sentence) in cases.items():
+        assert call(*words) == code, name
+        stderr = capsys.readouterr().err
+        assert sentence in " ".join(stderr.split()), name
+        assert "Traceback" not in stderr, name
+    assert not out.exists()
+
+
+@pytest.fixture
+def make_tester(tester_on: Any) -> Iterator[Any]:
+    """Testers on a hub that another process runs."""
+    with ExitStack() as stack:
+
+        def make(channel: Path) -> Any:
+            bus = stack.enter_context(can.Bus(str(channel), interface="quarry-hub", ignore_config=True))
+            tester = tester_on(bus)
+            stack.callback(tester.close)
+            return tester
+
+        yield make
