@@ -112,7 +112,7 @@ def print_story(job: dict[str, Any]) -> None:
     print_rows(
         (
             (
-                short_time(line["received_at"]),
+                short_time(line["at"]),
                 line["to_state"] or "",
                 line["step"],
                 line["progress"],

@@ -63,7 +63,7 @@ def keygen(
 ) -> None:
     """Make an Ed25519 firmware key pair. Keep the private half offline; trucks get the public one.
 
-    With the environment variable QUARRY_KEY_KEY_SECRET_VARIABLE set, the private key is encrypted.
+    With the environment variable QUARRY_KEY_PASSPHRASE set, the private key is encrypted.
     """
     public_file = out.with_name(f"{out.name}.pub")
     if public_file.exists():

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,7 +75,7 @@ def at_terminal_2(folder: Path, commands: str) -> subprocess.CompletedProcess[st
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
+def folder(tmp_path: Path) -> Path:
     for port in (8080, 1883):
         if busy(port):
             pytest.skip(f"port {port}, which the README uses, is taken on this machine")
