@@ -15,6 +15,7 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[2]
 STARTS_WITHIN_S = 90.0
 STEP_WITHIN_S = 120.0
+STOPS_WITHIN_S = 60.0
 
 
 def blocks() -> list[tuple[int, str]]:
@@ -53,14 +54,28 @@ class Terminal:
             assert time.monotonic() < deadline, self.log.read_text(errors="replace")[-2000:]
             time.sleep(0.05)
 
-    def interrupt(self) -> int:
-        """What ^C does; returns the exit code of the shell."""
+    def interrupt(self) -> None:
+        """What ^C does; returns when everything that was started here has ended by itself."""
         os.killpg(self._shell.pid, signal.SIGINT)
+        self._shell.wait(60)
+        deadline = time.monotonic() + STOPS_WITHIN_S
+        while self._is_running():
+            assert time.monotonic() < deadline, self.log.read_text(errors="replace")[-2000:]
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """Leave nothing behind, whatever happened."""
+        if self._is_running():
+            os.killpg(self._shell.pid, signal.SIGKILL)
+        self._shell.wait(60)
+
+    def _is_running(self) -> bool:
+        self._shell.poll()
         try:
-            return self._shell.wait(60)
-        finally:
-            if self._shell.poll() is None:
-                os.killpg(self._shell.pid, signal.SIGKILL)
+            os.killpg(self._shell.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
 
 
 def at_terminal_2(folder: Path, commands: str) -> subprocess.CompletedProcess[str]:
@@ -100,6 +115,9 @@ def test_the_tour_works_as_it_stands(folder: Path) -> None:
         assert ordered.returncode == 0, ordered.stdout + ordered.stderr
         assert "is done" in ordered.stdout
         assert '"state":"done"' in ordered.stdout
+        for terminal in reversed(running):
+            terminal.interrupt()
+        assert "Traceback" not in "".join(terminal.log.read_text() for terminal in running)
     finally:
-        codes = [terminal.interrupt() for terminal in reversed(running)]
-    assert codes == [0, 0] or codes == [130, 130]
+        for terminal in running:
+            terminal.kill()
