@@ -1,8 +1,8 @@
 """A gateway that can be killed at any named point, as a program: `truck_child.py`.
 
-Reads lines `FOLDER K` and for each forks a process that lives one life of the gateway in FOLDER and
-kills itself with SIGKILL at its K-th kill point (0: never); answers with the exit code and the number of
-points passed. Everything of the life is on the disk: the store, the image, the ECU's flash, and what
+Reads lines `FOLDER NAME#K` and for each forks a process that lives one life of the gateway in FOLDER and
+kills itself with SIGKILL at the K-th kill point of that name (`*`: of any; 0: never); answers with the
+exit code. Everything of the life is on the disk: the store, the image, the ECU's flash, and what
 the office received. Forked from a warm process, since a life takes milliseconds and imports a second.
 """
 
@@ -213,15 +213,18 @@ async def live(folder: Path, kill: Kill, *, every_write: bool) -> None:
         await tell_office(store, folder / "office", kill)
 
 
-def one_life(folder: Path, kill_at: int, points: Path) -> None:
+def one_life(folder: Path, kill_at: str, points: Path) -> None:
     """Live, counting kill points into the file `points`. A folder whose name ends in `-sql` has one at
     every statement that writes, others only at commits.
     """
     passed: list[str] = []
 
+    wanted, _, number = kill_at.rpartition("#")
+
     def kill(name: str) -> None:
         passed.append(name)
-        if len(passed) == kill_at:
+        seen = len(passed) if wanted == "*" else passed.count(name)
+        if wanted in {"*", name} and seen == int(number):
             points.write_text("\n".join(passed))
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -242,7 +245,7 @@ def main() -> None:
             if pid == 0:
                 code = 1
                 try:
-                    one_life(Path(folder), int(kill_at), points)
+                    one_life(Path(folder), kill_at, points)
                     code = 0
                 except BaseException:
                     traceback.print_exc()
