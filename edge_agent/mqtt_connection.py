@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import math
 import ssl
@@ -40,6 +41,13 @@ class Broker:
     password: str = field(repr=False)
     tls: ssl.SSLContext | None = None
     keepalive_s: int = 60
+
+    @property
+    def client_id(self) -> str:
+        """Always the same, so that a new connection takes over the old one and its will with it; known to
+        this truck alone, since whoever connects by another's client id ends that one's connection.
+        """
+        return hashlib.sha256(f"client id {self.device_id} {self.password}".encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +100,7 @@ async def connect(broker: Broker, will: Will) -> AsyncIterator[Connection]:
         broker.port,
         username=broker.device_id,
         password=broker.password,
-        identifier=broker.device_id,
+        identifier=broker.client_id,
         clean_session=True,
         protocol=aiomqtt.ProtocolVersion.V311,
         keepalive=broker.keepalive_s,
