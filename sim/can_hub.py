@@ -40,6 +40,7 @@ HIGH_WATER_BYTES = 64 * 1024
 MOST_WAITING_FRAMES = 64
 GREET_WITHIN_S = 5.0
 EARLY_S = 0.001
+LATE_S = 0.02
 START_WITHIN_S = 10.0
 
 
@@ -281,12 +282,14 @@ class HubServer:
         loop = asyncio.get_running_loop()
         free_at = loop.time()
         while True:
+            # A wire that was busy is behind by no more than this process overslept; an idle one, not at all.
+            late_s = LATE_S if self._waiting else 0.0
             while not self._waiting:
                 self._arrived.clear()
                 await self._arrived.wait()
             sender, frame = self._waiting.popleft()
             [(can_id, dlc)] = HEAD.iter_unpack(frame)
-            free_at = max(free_at, loop.time()) + bits_of(can_id, dlc) / bitrate
+            free_at = max(free_at, loop.time() - late_s) + bits_of(can_id, dlc) / bitrate
             early_s = free_at - loop.time()
             if early_s > EARLY_S:
                 await asyncio.sleep(early_s)
