@@ -167,8 +167,9 @@ def print_json(value: object) -> None:
 def print_rows(rows: Iterable[Sequence[object]], columns: Sequence[str], *, title: str, none: str) -> None:
     """A table, or a sentence when there is nothing to show."""
     table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for place, column in enumerate(columns):
+        # On a narrow terminal the first column stays whole: an id in pieces can't be copied.
+        table.add_column(column, overflow="fold", no_wrap=place == 0)
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
     console = Console()

@@ -232,19 +232,20 @@ def _job(entry: Entry) -> dict[str, Any]:
 
 def _jobs_table(found: list[dict[str, Any]]) -> Table:
     table = Table()
-    for name in ("job", "try", "component", "version", "state", "step", "why", "last change (UTC)"):
+    # On a narrow terminal only the long texts are folded: an id in pieces can't be copied.
+    table.add_column("job, last change (UTC)", no_wrap=True, overflow="fold")
+    for name in ("try", "what", "state", "why"):
         table.add_column(name, overflow="fold")
     for job in found:
         why = job["error"]["text"] if job["error"] else job["reason"]
         step = job["step"] or ""
+        if job["progress"] is not None:
+            step += f" {job['progress']} %"
         table.add_row(
-            job["job_id"],
+            f"{job['job_id']}\n{job['updated_at'][:19].replace('T', ' ')}",
             str(job["attempt"]),
-            job["component"] or "",
-            job["version"] or "",
-            job["state"],
-            f"{step} {job['progress']} %" if job["progress"] is not None else step,
+            f"{job['component'] or ''} {job['version'] or ''}",
+            f"{job['state']}\n{step}",
             why or "",
-            job["updated_at"],
         )
     return table
