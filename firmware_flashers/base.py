@@ -191,3 +191,19 @@ class Flasher(Protocol):
     async def revert(self) -> None:
         """Return to the image before `stage`. Raises FlashError where there is no second slot."""
         ...
+
+
+class BenchFlasher(Flasher, Protocol):
+    """A flasher with the tools of an engineer's bench beside the steps; the agent never uses these."""
+
+    async def read(self, start: int, length: int, *, progress: OnProgress = no_progress) -> bytes:
+        """`length` bytes of the ECU's memory from address `start` on. Raises FlashError."""
+        ...
+
+    async def erase(self, start: int, length: int, *, progress: OnProgress = no_progress) -> None:
+        """Erase whole sectors and prove it by a blank check; never what the profile protects."""
+        ...
+
+    async def reset(self) -> None:
+        """Reset the ECU (a ROM loader: start what the vector table at the slot's start says)."""
+        ...

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from firmware_flashers.base import BusDown
 
-IN_PROCESS = frozenset({"virtual"})
+IN_PROCESS = frozenset({"virtual", "quarry-model"})
 """python-can interfaces whose channels are each process's own."""
 MOST_HOLDER_BYTES = 200
 _TRIES = 20

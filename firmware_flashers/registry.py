@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from can.interfaces import VALID_INTERFACES
 
 from firmware_flashers.base import Flasher
-from firmware_flashers.can_link import MOST_11_BITS, MOST_29_BITS, open_link
+from firmware_flashers.can_link import MOST_11_BITS, MOST_29_BITS, Link, open_link
 from firmware_flashers.isotp import IsoTpAddress
 from firmware_flashers.security import read_secret
 from firmware_flashers.uds_flash import UdsFlasher
@@ -71,11 +71,29 @@ class EcuSettings:
         read_secret(self.security_secret_file)
 
 
-def open_flasher(settings: EcuSettings, *, holder: str | None = None) -> AbstractAsyncContextManager[Flasher]:
+@asynccontextmanager
+async def open_flasher(settings: EcuSettings, *, holder: str | None = None) -> AsyncIterator[Flasher]:
     """The flasher of one component; entering it opens and locks the CAN interface.
 
     `holder` is what another program is told that wants the interface meanwhile. Raises ConfigError
-    here and FlashError (BusDown, InterfaceBusy) when it is entered.
+    and FlashError (BusDown, InterfaceBusy).
+    """
+    async with (
+        open_link(
+            interface=settings.interface,
+            channel=settings.channel,
+            bitrate=settings.bitrate,
+            holder=holder or f"quarry, flashing {settings.component}",
+        ) as link,
+        flasher_on(link, settings) as flasher,
+    ):
+        yield flasher
+
+
+def flasher_on(link: Link, settings: EcuSettings) -> UdsFlasher:
+    """A component's flasher on a link that is open already (several ECUs of one bus share it).
+
+    An async context manager. Raises ConfigError.
     """
     return UdsFlasher(
         component=settings.component,
@@ -84,12 +102,5 @@ def open_flasher(settings: EcuSettings, *, holder: str | None = None) -> Abstrac
         profile=settings.profile,
         address=IsoTpAddress(tx_id=settings.tx_id, rx_id=settings.rx_id),
         secret=read_secret(settings.security_secret_file),
-        open_link=partial(
-            open_link,
-            interface=settings.interface,
-            channel=settings.channel,
-            bitrate=settings.bitrate,
-            rx_id=settings.rx_id,
-            holder=holder or f"quarry, flashing {settings.component}",
-        ),
+        link=link,
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import struct
 import time
-from collections.abc import Callable
 
 from firmware_flashers import uds
 from firmware_flashers.base import (
@@ -36,6 +35,7 @@ from firmware_flashers.refusals import (
     Refused,
 )
 from firmware_flashers.security import ALGORITHMS, Secret
+from firmware_flashers.threaded import Report
 from firmware_flashers.uds_profile import UdsProfile
 from firmware_flashers.uds_words import (
     CHECK_DEPENDENCIES,
@@ -65,8 +65,6 @@ DOCUMENT_LENGTH = struct.Struct("<I")
 MOST_BLOCK_BYTES = 4095  # SID and counter included
 BLOCK_OVERHEAD = 2
 ENTER_TRIES = 3
-
-Report = Callable[[Step, int, int], None]
 
 
 class UdsDownload:
@@ -175,6 +173,10 @@ class UdsDownload:
                 f"the ECU says it is {identity.kind} {identity.hardware}; "
                 f"configured is {self._kind} {self._hardware}"
             )
+
+    def keep_session(self) -> None:
+        """While no step runs: keep the ECU from falling back (S3)."""
+        self._client.keep_session()
 
     # -- before the first erase
 

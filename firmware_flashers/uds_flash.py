@@ -7,48 +7,20 @@ for a safe moment between `stage` and `activate`) does not lock the ECU.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
-from types import TracebackType
-from typing import Self, TypeVar
-
-from firmware_flashers.base import (
-    Capabilities,
-    FirmwareImage,
-    FlashError,
-    Identity,
-    OnProgress,
-    Progress,
-    no_progress,
-)
-from firmware_flashers.can_link import CanLink
+from firmware_flashers.base import Capabilities, FirmwareImage, FlashError, Identity, OnProgress, no_progress
+from firmware_flashers.can_link import CanLink, Link
 from firmware_flashers.isotp import IsoTpAddress, IsoTpTransport
 from firmware_flashers.security import Secret
+from firmware_flashers.threaded import ThreadedFlasher
 from firmware_flashers.uds import UdsClient
-from firmware_flashers.uds_download import Report, UdsDownload
+from firmware_flashers.uds_download import UdsDownload
 from firmware_flashers.uds_profile import UdsProfile
-from firmware_flashers.worker import Worker
-from shared.errors import OtaError
 from shared.logs import get_log
-from shared.states import Step
 
 log = get_log("firmware_flashers")
-T = TypeVar("T")
-
-OpenLink = Callable[[], AbstractContextManager[CanLink]]
 
 
-def _always(_: UdsDownload) -> bool:
-    """`activate` and `verify` follow a stage: what the ECU ran before it, it does not run any more."""
-    return True
-
-
-def _never(_: UdsDownload) -> bool:
-    return False
-
-
-class UdsFlasher:
+class UdsFlasher(ThreadedFlasher[UdsDownload]):
     """One ECU of a UDS profile; an async context manager. Its steps raise FlashError and nothing else.
 
     A step may be cancelled: it stops within a frame or two, and the ECU is left as a power cut would
@@ -64,41 +36,17 @@ class UdsFlasher:
         profile: UdsProfile,
         address: IsoTpAddress,
         secret: Secret,
-        open_link: OpenLink,
+        link: Link,
     ) -> None:
-        """`kind` and `hardware` are what the ECU must say of itself; `open_link` is called in the thread."""
-        self._component = component
+        """`kind` and `hardware` are what the ECU must say of itself."""
+        super().__init__(
+            component=component, link=link, rx_ids=(address.rx_id,), idle_s=profile.timing.tester_present_s
+        )
         self._kind = kind
         self._hardware = hardware
         self._profile = profile
         self._address = address
         self._secret = secret
-        self._open_link = open_link
-        self._client: UdsClient | None = None
-        self._download: UdsDownload | None = None
-        self._stack = ExitStack()
-        self._worker = Worker(
-            f"flasher-{component}",
-            idle_s=profile.timing.tester_present_s,
-            when_idle=self._keep_session,
-            at_end=self._stack.close,
-        )
-
-    async def __aenter__(self) -> Self:
-        """Open the link. Raises BusDown, or InterfaceBusy that names who holds the interface."""
-        self._worker.start()
-        try:
-            await self._worker.call(self._open)
-        except BaseException:
-            await self._worker.stop()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the link and end the thread."""
-        await self._worker.stop()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -107,7 +55,7 @@ class UdsFlasher:
 
     async def identify(self) -> Identity:
         """See base.Flasher; works in the application and in the bootloader."""
-        return await self._step(UdsDownload.identify, touched=_never)
+        return await self._step(UdsDownload.identify, touched=False)
 
     async def stage(self, image: FirmwareImage, *, progress: OnProgress = no_progress) -> None:
         """See base.Flasher. `progress` is called on the event loop."""
@@ -137,67 +85,23 @@ class UdsFlasher:
             touched=False,
         )
 
-    async def _step(
-        self, act: Callable[[UdsDownload], T], *, touched: Callable[[UdsDownload], bool] = _always
-    ) -> T:
-        """Run one step in the thread; whatever goes wrong leaves as a FlashError that says `touched`."""
-
-        def guarded() -> T:
-            steps = self._download
-            # The worker runs only between __aenter__, which made it, and __aexit__.
-            assert steps is not None
-            try:
-                return act(steps)
-            except FlashError as error:
-                error.touched = touched(steps)
-                raise
-            except Exception as error:
-                log.exception("flasher.step_failed_unexpectedly", component=self._component)
-                raise FlashError(
-                    f"{self._component}: {type(error).__name__}: {error}",
-                    code="internal",
-                    advice=OtaError.advice,
-                    touched=touched(steps),
-                ) from error
-
-        return await self._worker.call(guarded)
-
-    def _open(self) -> None:
-        try:
-            link = self._stack.enter_context(self._open_link())
-        except FlashError as error:
-            error.touched = False
-            raise
+    def _converse(self, can_link: CanLink) -> UdsDownload:
         timing = self._profile.timing
         transport = IsoTpTransport(
-            link,
+            can_link,
             self._address,
             interrupt=self._worker.interrupt,
             padding=self._profile.padding,
             flow_control_s=timing.flow_control_s,
             consecutive_s=timing.consecutive_s,
         )
-        self._client = UdsClient(transport, timing)
-        self._download = UdsDownload(
-            self._client, self._profile, self._secret, kind=self._kind, hardware=self._hardware
+        return UdsDownload(
+            UdsClient(transport, timing),
+            self._profile,
+            self._secret,
+            kind=self._kind,
+            hardware=self._hardware,
         )
 
-    def _keep_session(self) -> None:
-        if self._client is None:
-            return
-        try:
-            self._client.keep_session()
-        except FlashError as error:
-            log.warning("flasher.session_not_kept", component=self._component, error=error.message)
-
-    def _reporter(self, progress: OnProgress) -> Report:
-        loop = asyncio.get_running_loop()
-
-        def report(step: Step, done_bytes: int, total_bytes: int) -> None:
-            if loop.is_closed():
-                return
-            loop.call_soon_threadsafe(
-                progress, Progress(step=step, done_bytes=done_bytes, total_bytes=total_bytes)
-            )
-
-        return report
+    def _keep_alive(self, steps: UdsDownload) -> None:
+        steps.keep_session()

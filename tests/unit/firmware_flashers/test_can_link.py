@@ -102,30 +102,30 @@ def test_bus_off_is_bus_down_and_other_error_frames_are_nothing(close_later: Any
     assert CanLink(remote, name="can0").receive(0.0) is None
 
 
-def test_only_the_ecus_frames_are_heard(tmp_path: Path, close_later: Any) -> None:
+async def test_only_the_ecus_frames_are_heard(tmp_path: Path, close_later: Any) -> None:
     other = can.Bus("filters", interface="virtual", ignore_config=True)
     close_later(other)
-    with open_link(interface="virtual", channel="filters", rx_id=0x7E8, lock_folder=tmp_path) as link:
+    async with open_link(interface="virtual", channel="filters", lock_folder=tmp_path) as held:
+        link = held.connect([0x7E8])
         for arbitration_id, extended in ((0x7E9, False), (0x7E8, True), (0x7E8, False)):
             other.send(can.Message(arbitration_id=arbitration_id, data=b"\x01", is_extended_id=extended))
         heard = link.receive(1.0)
         assert heard is not None
         assert (heard.arbitration_id, heard.is_extended_id) == (0x7E8, False)
         assert link.receive(0.0) is None
+        link.close()
 
 
 @pytest.mark.parametrize(
     ("interface", "channel"),
     [("socketcan", "no-such-can"), ("slcan", "/dev/no-such-tty"), ("quarry-hub", "/nonexistent/hub.sock")],
 )
-def test_a_bus_that_can_not_be_opened_is_bus_down_and_leaves_no_lock(
+async def test_a_bus_that_can_not_be_opened_is_bus_down_and_leaves_no_lock(
     tmp_path: Path, interface: str, channel: str
 ) -> None:
-    with (
-        pytest.raises(BusDown),
-        open_link(interface=interface, channel=channel, rx_id=0x7E8, lock_folder=tmp_path),
-    ):
-        pass
+    with pytest.raises(BusDown):
+        async with open_link(interface=interface, channel=channel, lock_folder=tmp_path) as link:
+            link.connect([0x7E8])
     assert not list(tmp_path.iterdir())
 
 

@@ -11,9 +11,9 @@ import pytest
 from can.interfaces.virtual import VirtualBus
 
 from firmware_flashers.base import AccessDenied, BusDown, FlashError, NoAnswer, Progress, TrustClass
+from firmware_flashers.can_link import open_link
 from firmware_flashers.can_lock import InterfaceBusy
-from firmware_flashers.registry import EcuSettings, open_flasher
-from firmware_flashers.uds_flash import UdsFlasher
+from firmware_flashers.registry import EcuSettings, flasher_on, open_flasher
 from firmware_flashers.worker import Worker, WorkerHung
 
 
@@ -195,14 +195,15 @@ async def test_a_callback_that_fails_does_not_stop_the_flash(serve: Any, bench: 
 
 
 async def test_outside_its_block_it_says_so_and_does_not_wait(serve: Any, bench: Any) -> None:
-    flasher = open_flasher(settings(serve))
-    assert isinstance(flasher, UdsFlasher)
-    with pytest.raises(FlashError) as early:
-        await flasher.identify()
-    async with flasher:
-        await flasher.identify()
-    with pytest.raises(FlashError) as late:
-        await flasher.stage(bench.new)
+    ecu = settings(serve)
+    async with open_link(interface=ecu.interface, channel=ecu.channel) as link:
+        flasher = flasher_on(link, ecu)
+        with pytest.raises(FlashError) as early:
+            await flasher.identify()
+        async with flasher:
+            await flasher.identify()
+        with pytest.raises(FlashError) as late:
+            await flasher.stage(bench.new)
     assert early.value.code == late.value.code == "not_open"
     assert not late.value.touched
 
