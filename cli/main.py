@@ -28,6 +28,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "dlq": ("cli.dlq", "dead letters: list, show, replay, drop"),
     "flash": ("firmware_flashers.cli", "flash, identify and verify an MCU on a CAN bus"),
     "sim": ("cli.sim", "simulated CAN buses, MCUs and trucks"),
+    "bench": ("cli.bench", "figures, the limits that they are held against, and the ratio"),
+    "vcan": ("cli.vcan", "run a command on a kernel with SocketCAN: vcan0 and vcan1, real ones"),
     "test": ("cli.test", "run the tests: all, or some kinds"),
     "check": ("cli.check", "format, lint, types and import contracts, as CI runs them"),
 }

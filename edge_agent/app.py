@@ -34,7 +34,7 @@ from edge_agent.threads import finish_in_thread
 from edge_agent.updater import ComponentAccess, Updater, no_kill
 from edge_agent.vehicle import BenchVehicle, FileVehicle, Vehicle
 from edge_agent.verifier import Verifier
-from firmware_flashers.registry import open_flasher
+from firmware_flashers.registry import open_component
 from shared.logs import get_log
 
 log = get_log("edge_agent.app")
@@ -153,7 +153,9 @@ async def _assemble(
 
 def _components(config: AgentConfig) -> Mapping[str, ComponentAccess]:
     return {
-        ecu.component: ComponentAccess(kind=ecu.kind, hardware=ecu.hardware, open=partial(open_flasher, ecu))
+        ecu.component: ComponentAccess(
+            kind=ecu.kind, hardware=ecu.hardware, open=partial(open_component, ecu)
+        )
         for ecu in config.components
     }
 

@@ -10,21 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from securesystemslib.signer import Key
 
 from edge_agent.addresses import UnsafeAddress, check_safe, is_loopback
+from edge_agent.component_config import read_components
 from edge_agent.safety import Policy
 from edge_agent.sections import Section
-from firmware_flashers.registry import EcuSettings
-from firmware_flashers.uds_profile import UdsProfile
+from firmware_flashers.registry import Component
 from shared.errors import ConfigError
 from shared.ids import BadId, check_id
 from shared.trust.document import TrustError
 from shared.trust.keys import key_ring
 
-MOST_COMPONENTS = 64
 MOST_KEY_BYTES = 16 * 1024
 MIB = 1024 * 1024
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -98,7 +96,7 @@ class AgentConfig:
     vehicle: VehicleSource
     policy: Policy
     downloads: Downloads
-    components: tuple[EcuSettings, ...]
+    components: tuple[Component, ...]
 
 
 def load_config(file: Path) -> AgentConfig:
@@ -114,7 +112,7 @@ def load_config(file: Path) -> AgentConfig:
         vehicle=_vehicle(top.section("vehicle")),
         policy=_policy(top.maybe_section("safety")),
         downloads=_downloads(top.maybe_section("downloads")),
-        components=_components(top),
+        components=read_components(top),
     )
     top.done()
     return config
@@ -205,38 +203,3 @@ def _downloads(section: Section) -> Downloads:
     )
     section.done()
     return downloads
-
-
-def _components(top: Section) -> tuple[EcuSettings, ...]:
-    components: list[EcuSettings] = []
-    for section in top.sections("component", MOST_COMPONENTS):
-        ecu = _ecu(section)
-        if any(ecu.component == other.component for other in components):
-            raise section.wrong("name", f"there are two components {ecu.component}")
-        if any((ecu.channel, ecu.tx_id) == (other.channel, other.tx_id) for other in components):
-            raise section.wrong("tx_id", f"two components on {ecu.channel} are asked by {ecu.tx_id:#x}")
-        components.append(ecu)
-    return tuple(components)
-
-
-def _ecu(section: Section) -> EcuSettings:
-    values: dict[str, Any] = {
-        "component": section.text("name"),
-        "kind": section.text("kind"),
-        "hardware": section.text("hardware"),
-        "flasher": section.text("flasher"),
-        "interface": section.text("interface"),
-        "channel": section.text("channel"),
-        "bitrate": section.maybe_whole("bitrate", 10_000, 1_000_000),
-        "tx_id": section.whole("tx_id", 0, 0x1FFFFFFF),
-        "rx_id": section.whole("rx_id", 0, 0x1FFFFFFF),
-        "security_secret_file": section.path("security_secret_file"),
-    }
-    profile = section.maybe_section("profile").rest()
-    section.done()
-    try:
-        return EcuSettings(**values, profile=UdsProfile.from_mapping(profile))
-    except ConfigError as error:
-        # The value's own word for the component's name is `component`; the file's is `name`.
-        why = error.message.replace("component ", "name ", 1)
-        raise ConfigError(f"{section.file}: {section.key('')}{why}", advice=error.advice) from error

@@ -100,6 +100,15 @@ class Section:
             raise self.wrong(key, "must be a list of at least one path")
         return tuple(self._absolute(one) for one in found)
 
+    def maybe_words(self, key: str) -> tuple[str, ...] | None:
+        """A program and its arguments, or None when the key is not there."""
+        found = self._take(key, list, "a list of texts", needed=False)
+        if found is None:
+            return None
+        if not found or not all(isinstance(one, str) and one and one.isprintable() for one in found):
+            raise self.wrong(key, "must be a program and its arguments, each a text")
+        return tuple(found)
+
     def _absolute(self, value: str) -> Path:
         return self.file.absolute().parent / Path(value).expanduser()
 

@@ -7,6 +7,7 @@ either finishes or raises a `FlashError` that says whether a repeat can help.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -116,6 +117,7 @@ class Capabilities:
     trust_class: TrustClass
     isolated_bus: bool  # must be alone on the bus (ROM loaders)
     never_erased: tuple[MemoryRange, ...] = ()
+    image_start: int | None = None  # the address that an image's first byte goes to, where it is fixed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +143,19 @@ class FirmwareImage:
     spec: FirmwareSpec
     data: bytes
     document: bytes
+
+    @classmethod
+    def unsigned(cls, data: bytes, *, kind: str, hardware: str, version: str) -> FirmwareImage:
+        """A build of the bench, for parts that check no signature. Raises BadRelease."""
+        spec = FirmwareSpec(
+            kind=kind,
+            hardware=(hardware,),
+            version=version,
+            release_counter=0,
+            length=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+        )
+        return cls(spec=spec, data=data, document=b"")
 
 
 @dataclass(frozen=True, kw_only=True)

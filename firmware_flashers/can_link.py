@@ -22,6 +22,7 @@ from typing import Any, Self
 import can
 
 from firmware_flashers.base import BusDown, FlashError
+from firmware_flashers.can_driver import deepen, filters_in_driver, longest_frame_s
 from firmware_flashers.can_lock import interface_lock
 from firmware_flashers.can_trace import Trace
 from firmware_flashers.clock import MONOTONIC, Clock
@@ -34,6 +35,8 @@ MOST_29_BITS = 0x1FFFFFFF
 QUEUE_FULL = frozenset({errno.ENOBUFS, errno.EAGAIN})
 QUEUE_POLL_S = 0.0005
 BUS_OFF = 0x40  # CAN_ERR_BUSOFF in the class bits of a SocketCAN error frame (linux/can/error.h)
+MOST_FOREIGN_FRAMES = 10_000
+"""As many frames are passed over or dropped in one call, so that a bus that babbles holds nobody."""
 BITRATE_OF_THE_SYSTEM = frozenset({"socketcan"})
 """Interfaces whose bit rate a program can't set."""
 
@@ -60,10 +63,15 @@ class CanLink:
         fd: bool = False,
         trace: Trace | None = None,
         reopen: OpenBus | None = None,
+        only: Collection[int] | None = None,
+        bitrate: int | None = None,
+        data_bitrate: int | None = None,
     ) -> None:
         """`name` is the interface and channel, for messages; `send_timeout_s` bounds one frame's wait.
 
         `reopen` gives the bus anew at another bit rate; `fd` says that the bus carries FD frames.
+        `only` are the identifiers to hear where the driver does not filter (those over 0x7FF are 29-bit
+        ones); the bit rates are None where the system has set them.
         """
         self._bus = bus
         self.name = name
@@ -72,6 +80,10 @@ class CanLink:
         self._trace = trace
         self._reopen = reopen
         self._mask = False
+        self._closed_too = ExitStack()
+        self._only = None if only is None else frozenset(only)
+        self._bitrate = bitrate
+        self._data_bitrate = data_bitrate
         self.clock: Clock = getattr(bus, "quarry_clock", MONOTONIC)
 
     def send(self, arbitration_id: int, data: bytes, *, extended: bool, fd: bool = False) -> None:
@@ -119,21 +131,57 @@ class CanLink:
     def receive(self, timeout_s: float) -> can.Message | None:
         """The next data frame, None after `timeout_s` without one (or after another kind of frame).
 
-        Raises BusDown.
+        With 0 it says what is there already. Raises BusDown.
         """
+        only = self._only
+        deadline = None if only is None or timeout_s <= 0 else self.clock.now() + timeout_s
+        for _ in range(MOST_FOREIGN_FRAMES):
+            message = self._take(timeout_s)
+            if message is None or message.is_remote_frame or message.is_error_frame:
+                return None
+            if only is None or self._is_ours(message, only):
+                return message
+            if deadline is not None:
+                timeout_s = max(0.0, deadline - self.clock.now())
+        return None
+
+    def drop_received(self) -> None:
+        """Forget the frames that are here already; a bounded number of them. Raises BusDown."""
+        for _ in range(MOST_FOREIGN_FRAMES):
+            if self._take(0.0) is None:
+                return
+
+    def _take(self, timeout_s: float) -> can.Message | None:
+        """The next frame of any kind."""
         try:
             message = self._bus.recv(timeout_s)
         except (can.CanError, OSError, ValueError) as error:
             raise BusDown(f"{self.name}: nothing can be received: {error}") from error
-        if message is None or message.is_remote_frame:
-            return None
-        if message.is_error_frame:
-            if message.arbitration_id & BUS_OFF:
-                raise BusDown(f"{self.name}: the controller went bus-off")
-            return None
-        if self._trace is not None:
-            self._trace.note(message, self.clock, masked=self._mask)
+        if message is not None and message.is_error_frame and message.arbitration_id & BUS_OFF:
+            raise BusDown(f"{self.name}: the controller went bus-off")
+        if self._trace is not None and message is not None:
+            self._note_received(message, self._trace)
         return message
+
+    def _note_received(self, message: can.Message, trace: Trace) -> None:
+        foreign = self._only is not None and not self._is_ours(message, self._only)
+        if not (foreign or message.is_remote_frame or message.is_error_frame):
+            trace.note(message, self.clock, masked=self._mask)
+
+    @staticmethod
+    def _is_ours(message: can.Message, only: frozenset[int]) -> bool:
+        one = message.arbitration_id
+        return one in only and message.is_extended_id == (one > MOST_11_BITS)
+
+    @property
+    def bitrate(self) -> int | None:
+        """Bit/s, None where the system has set them."""
+        return self._bitrate
+
+    @property
+    def sets_bitrate(self) -> bool:
+        """Whether `set_bitrate` can work on this interface."""
+        return self._reopen is not None
 
     def set_bitrate(self, bitrate: int) -> None:
         """Open the bus anew at another rate (bit/s); what was queued is lost. Raises BusDown."""
@@ -141,7 +189,12 @@ class CanLink:
             raise BitrateFixed(f"{self.name}: the bit rate can't be changed to {bitrate} from here")
         self.close()
         self._bus = self._reopen(bitrate)
+        self._bitrate = bitrate
         self.clock = getattr(self._bus, "quarry_clock", MONOTONIC)
+
+    def frame_s(self, *, extended: bool, fd: bool) -> float:
+        """The longest time that one full frame takes on this wire: 8 bytes, 64 with `fd`."""
+        return longest_frame_s(self._bitrate, self._data_bitrate, extended=extended, fd=fd)
 
     @contextmanager
     def masked(self) -> Iterator[None]:
@@ -152,8 +205,16 @@ class CanLink:
         finally:
             self._mask = False
 
+    def close_too(self, close: Callable[[], None]) -> None:
+        """Have `close`, which may raise OSError, called when this is closed."""
+        self._closed_too.callback(close)
+
     def close(self) -> None:
         """Give the bus back; never raises."""
+        try:
+            self._closed_too.close()
+        except OSError as error:
+            log.warning("flasher.bus_closed_badly", bus=self.name, error=str(error))
         try:
             self._bus.shutdown()
         except (can.CanError, OSError) as error:
@@ -251,6 +312,9 @@ class Link:
             fd=self.settings.fd,
             trace=self._trace,
             reopen=reopen,
+            only=rx_ids,
+            bitrate=self.settings.bitrate,
+            data_bitrate=self.settings.data_bitrate,
         )
 
     def _open(self, bitrate: int | None, filters: list[can.typechecking.CanFilter] | None) -> can.BusABC:
@@ -263,7 +327,7 @@ class Link:
                 more["data_bitrate"] = self.settings.data_bitrate
         try:
             # The settings are ours alone: no ~/.canrc of whoever happens to run this.
-            return can.Bus(
+            bus = can.Bus(
                 self.settings.channel,
                 interface=self.settings.interface,
                 ignore_config=True,
@@ -273,6 +337,12 @@ class Link:
         # Drivers raise whatever their vendors' libraries do when they are opened; all of it means: no bus.
         except Exception as error:
             raise BusDown(f"the CAN bus {self.name} can't be opened: {error}") from error
+        if not filters_in_driver(bus):
+            # python-can would filter itself, and a look that is not to wait would end at a foreign frame.
+            bus.set_filters(None)
+        if self.settings.interface == "socketcan":
+            deepen(bus)
+        return bus
 
 
 @asynccontextmanager

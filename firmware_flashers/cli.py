@@ -1,17 +1,17 @@
-"""`quarry flash`: identify, write and verify one MCU on a CAN bus, by the flashers that the agent uses."""
+"""`quarry flash`: one MCU on a CAN bus, from a shell, by the flashers that the agent uses."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import sys
-import tomllib
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -24,246 +24,266 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress import Progress as ProgressBar
+from rich.table import Table
 
-from firmware_flashers.base import FirmwareImage, FlashError, NotProved, OnProgress, Progress
-from firmware_flashers.registry import FLASHERS, EcuSettings, open_flasher
-from firmware_flashers.uds_profile import UdsProfile
+from firmware_flashers.base import (
+    BenchFlasher,
+    FirmwareImage,
+    FlashError,
+    NotProved,
+    OnProgress,
+    Progress,
+    TrustClass,
+)
+from firmware_flashers.cli_ecu import UNNAMED, Wish, number, with_ecu
+from firmware_flashers.profile import EXAMPLES, examples, read_profile
+from firmware_flashers.worker import share_interpreter_often
 from shared.errors import ConfigError, OtaError
+from shared.images.formats import read
 from shared.logs import set_up_logs
 from shared.release import MAX_IMAGE_BYTES
 from shared.trust.document import MAX_DOCUMENT_BYTES, verify_document
 from shared.trust.image import check_image
 from shared.trust.keys import key_ring
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
-T = TypeVar("T")
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="""Flash, read and identify one MCU on a CAN bus.
+
+    Begin with `quarry flash profiles` and `quarry flash identify --profile NAME --channel can0`. Exit codes:
+    0 done; 1 failed, and nothing was erased; 2 wrong use; 3 failed after the first erase; 4 the ECU
+    differs from what was named.""",
+)
 
 FAILED = 1
 WRONG_USE = 2
 TOUCHED = 3
 DIFFERS = 4
 MOST_TEXT_BYTES = 64 * 1024
+MOST_READ_BYTES = 64 * 1024 * 1024
 
-
-def _number(text: str | int) -> int:
-    # Defaults come through here too.
-    try:
-        return int(str(text), 0)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not a number; write 0x7E0 or 2016") from error
-
-
-Interface = Annotated[str, typer.Option(help="A python-can interface: socketcan, virtual, quarry-hub, ...")]
-Channel = Annotated[str, typer.Option(help="Its channel: can0, a socket's path, ...")]
-Bitrate = Annotated[int | None, typer.Option(help="bit/s, for interfaces that set it themselves.")]
-TxId = Annotated[
-    int, typer.Option(parser=_number, metavar="ID", show_default="0x7E0", help="The ECU listens to it.")
-]
-RxId = Annotated[
-    int, typer.Option(parser=_number, metavar="ID", show_default="0x7E8", help="The ECU answers with it.")
-]
-Kind = Annotated[str, typer.Option(help="What the ECU must say it is (F197).")]
-Hardware = Annotated[str, typer.Option(help="Which revision it must say it is (F191).")]
-SecretFile = Annotated[Path, typer.Option(metavar="FILE", help="32 bytes or 64 hex digits, mode 0600.")]
-ProfileFile = Annotated[Path | None, typer.Option(metavar="FILE", help="TOML that changes the profile.")]
-FlasherWord = Annotated[str, typer.Option("--flasher", help=f"One of {', '.join(FLASHERS)}.")]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout.")]
-ImageFile = Annotated[Path, typer.Option(metavar="FILE", help="The raw binary.")]
-DocumentFile = Annotated[Path, typer.Option(metavar="FILE", help="Its signed document.")]
+ImageFile = Annotated[
+    Path, typer.Option(metavar="FILE", help="Raw binary, Intel HEX, S-record or ELF; the content tells.")
+]
+DocumentFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The image's signed document (quarry release sign).")
+]
 KeyFiles = Annotated[
-    list[Path],
+    list[Path] | None,
     typer.Option("--public-key", metavar="PEM", help="A key that may sign firmware; can be given again."),
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What was asked on the command line, before it is checked."""
-
-    interface: str
-    channel: str
-    bitrate: int | None
-    tx_id: int
-    rx_id: int
-    kind: str
-    hardware: str
-    security_secret: Path
-    profile: Path | None
-    flasher: str
-
-    def settings(self) -> EcuSettings:
-        """Raises ConfigError that names the key."""
-        return EcuSettings(
-            component="bench",
-            flasher=self.flasher,
-            interface=self.interface,
-            channel=self.channel,
-            bitrate=self.bitrate,
-            tx_id=self.tx_id,
-            rx_id=self.rx_id,
-            kind=self.kind,
-            hardware=self.hardware,
-            security_secret_file=self.security_secret,
-            profile=UdsProfile() if self.profile is None else _profile(self.profile),
-        )
+Version = Annotated[
+    str | None,
+    typer.Option(help="Instead of a document: flash an unsigned build of this version (ROM loaders only)."),
+]
+Address = Annotated[int, typer.Option(parser=number, metavar="ADDRESS", help="The first address.")]
+Length = Annotated[int, typer.Option(parser=number, metavar="BYTES", help="How many bytes.")]
 
 
 @app.command()
-def identify(
-    kind: Kind,
-    hardware: Hardware,
-    security_secret: SecretFile,
-    interface: Interface = "socketcan",
-    channel: Channel = "can0",
-    bitrate: Bitrate = None,
-    tx_id: TxId = 0x7E0,
-    rx_id: RxId = 0x7E8,
-    profile: ProfileFile = None,
-    flasher: FlasherWord = FLASHERS[0],
-    as_json: Json = False,
-) -> None:
+def profiles(as_json: Json = False) -> None:
+    """List the ECU profiles that come with the program; copy one and change what differs."""
+    found = [(name, read_profile(name)) for name in examples()]
+    if as_json:
+        told = [
+            {"name": name, "protocol": one.protocol, "description": one.description, "can": dict(one.can)}
+            for name, one in found
+        ]
+        sys.stdout.write(json.dumps({"ok": True, "folder": str(EXAMPLES), "profiles": told}) + "\n")
+        return
+    table = Table("name", "protocol", "what for", title=str(EXAMPLES), title_justify="left")
+    for name, one in found:
+        table.add_row(name, one.protocol, one.description)
+    Console().print(table)
+
+
+@app.command()
+@with_ecu
+def identify(wish: Wish, as_json: Json = False) -> None:
     """Ask the ECU who it is and what it holds; changes nothing.
 
     Exits 0 when it answered, 1 when it could not be asked, 2 on wrong use, 4 when it answered but is of
     another kind or hardware than was named.
     """
-    wish = Wish(
-        interface=interface,
-        channel=channel,
-        bitrate=bitrate,
-        tx_id=tx_id,
-        rx_id=rx_id,
-        kind=kind,
-        hardware=hardware,
-        security_secret=security_secret,
-        profile=profile,
-        flasher=flasher,
-    )
 
-    async def act() -> dict[str, Any]:
-        async with open_flasher(wish.settings(), holder="quarry flash identify") as ecu:
-            return asdict(await ecu.identify())
+    async def act(ecu: BenchFlasher) -> dict[str, Any]:
+        return {"ecu": asdict(await ecu.identify())}
 
-    told = _run(act(), as_json=as_json)
-    if (told["kind"], told["hardware"]) != (kind, hardware):
-        sys.stderr.write(f"quarry: this is {told['kind']} {told['hardware']}, not {kind} {hardware}.\n")
-        raise typer.Exit(DIFFERS)
+    ecu = _run(wish, "identify", act, as_json=as_json, reads_only=True)["ecu"]
+    settings = wish.settings()
+    for key, wanted in (("kind", settings.kind), ("hardware", settings.hardware)):
+        if wanted not in {UNNAMED, ecu[key]}:
+            sys.stderr.write(f"quarry: the ECU's {key} is {ecu[key]}, not {wanted}.\n")
+            raise typer.Exit(DIFFERS)
 
 
 @app.command()
+@with_ecu
 def write(
+    wish: Wish,
     image: ImageFile,
-    document: DocumentFile,
-    public_key: KeyFiles,
-    kind: Kind,
-    hardware: Hardware,
-    security_secret: SecretFile,
-    interface: Interface = "socketcan",
-    channel: Channel = "can0",
-    bitrate: Bitrate = None,
-    tx_id: TxId = 0x7E0,
-    rx_id: RxId = 0x7E8,
-    profile: ProfileFile = None,
-    flasher: FlasherWord = FLASHERS[0],
+    document: DocumentFile = None,
+    public_key: KeyFiles = None,
+    version: Version = None,
     as_json: Json = False,
 ) -> None:
-    """Write a signed image, start it, and read back that it runs.
+    """Write an image, start it, and prove that the ECU runs it.
 
-    The document must verify by one of the public keys before the ECU is asked anything. Exits 0 when
+    A signed document must verify by one of the public keys before the ECU is asked anything. Exits 0 when
     the ECU proves that it runs the image, 1 when nothing was erased (the ECU runs what it ran), 2 on
     wrong use, 3 when it failed after the first erase: the ECU waits in its bootloader or runs an
     image that was not proved; write again.
     """
-    wish = Wish(
-        interface=interface,
-        channel=channel,
-        bitrate=bitrate,
-        tx_id=tx_id,
-        rx_id=rx_id,
-        kind=kind,
-        hardware=hardware,
-        security_secret=security_secret,
-        profile=profile,
-        flasher=flasher,
-    )
 
-    async def act() -> dict[str, Any]:
-        settings = wish.settings()
-        firmware = _firmware(image, document, public_key)
-        async with open_flasher(settings, holder="quarry flash write") as ecu:
-            with _bar(show=not as_json) as progress:
-                try:
-                    await ecu.stage(firmware, progress=progress)
-                    await ecu.activate()
-                    return asdict(await ecu.verify(firmware))
-                except asyncio.CancelledError:
-                    sys.stderr.write("quarry: stopped; if it had begun to erase, write again.\n")
-                    raise
+    async def act(ecu: BenchFlasher) -> dict[str, Any]:
+        firmware = _firmware(wish, ecu, image, document, public_key or [], version)
+        with _bar(show=not as_json) as progress:
+            try:
+                await ecu.stage(firmware, progress=progress)
+                await ecu.activate()
+                proved = await ecu.verify(firmware)
+                await ecu.confirm()
+                return {"ecu": asdict(proved)}
+            except asyncio.CancelledError:
+                sys.stderr.write("quarry: stopped; if it had begun to erase, write again.\n")
+                raise
 
-    _run(act(), as_json=as_json)
+    _run(wish, "write", act, as_json=as_json)
 
 
 @app.command()
+@with_ecu
 def verify(
+    wish: Wish,
     image: ImageFile,
-    document: DocumentFile,
-    public_key: KeyFiles,
-    kind: Kind,
-    hardware: Hardware,
-    security_secret: SecretFile,
-    interface: Interface = "socketcan",
-    channel: Channel = "can0",
-    bitrate: Bitrate = None,
-    tx_id: TxId = 0x7E0,
-    rx_id: RxId = 0x7E8,
-    profile: ProfileFile = None,
-    flasher: FlasherWord = FLASHERS[0],
+    document: DocumentFile = None,
+    public_key: KeyFiles = None,
+    version: Version = None,
     as_json: Json = False,
 ) -> None:
-    """Ask the ECU whether it runs exactly this signed image; changes nothing.
+    """Ask the ECU whether it runs (a ROM loader: holds) exactly this image; changes nothing.
 
-    Exits 0 when it does, 1 when it could not be asked, 2 on wrong use, 4 when it runs something else.
+    Exits 0 when it does, 1 when it could not be asked, 2 on wrong use, 4 when it holds something else.
     """
-    wish = Wish(
-        interface=interface,
-        channel=channel,
-        bitrate=bitrate,
-        tx_id=tx_id,
-        rx_id=rx_id,
-        kind=kind,
-        hardware=hardware,
-        security_secret=security_secret,
-        profile=profile,
-        flasher=flasher,
-    )
 
-    async def act() -> dict[str, Any]:
-        settings = wish.settings()
-        firmware = _firmware(image, document, public_key)
-        async with open_flasher(settings, holder="quarry flash verify") as ecu:
-            return asdict(await ecu.verify(firmware))
+    async def act(ecu: BenchFlasher) -> dict[str, Any]:
+        firmware = _firmware(wish, ecu, image, document, public_key or [], version)
+        return {"ecu": asdict(await ecu.verify(firmware))}
 
-    _run(act(), as_json=as_json, reads_only=True)
+    _run(wish, "verify", act, as_json=as_json, reads_only=True)
 
 
-def _run(
-    act: Coroutine[Any, Any, dict[str, Any]], *, as_json: bool, reads_only: bool = False
-) -> dict[str, Any]:
+@app.command("read")
+@with_ecu
+def read_command(
+    wish: Wish,
+    start: Address,
+    length: Length,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the bytes go; must not exist.")],
+    as_json: Json = False,
+) -> None:
+    """Read the ECU's memory into a file; changes nothing in the ECU.
+
+    Exits 0 when all bytes are in the file, 1 when they could not be read, 2 on wrong use.
+    """
+    if not 0 < length <= MOST_READ_BYTES:
+        raise typer.BadParameter(f"--length {length} is not 1 to {MOST_READ_BYTES}")
+    if out.exists():
+        raise typer.BadParameter(f"--out {out} exists: nothing is written over it")
+
+    async def act(ecu: BenchFlasher) -> dict[str, Any]:
+        with _bar(show=not as_json) as progress:
+            data = await ecu.read(start, length, progress=progress)
+        await asyncio.to_thread(_write_new, out, data)
+        return {
+            "read": {
+                "start": start,
+                "length": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "out": str(out),
+            }
+        }
+
+    _run(wish, "read", act, as_json=as_json, reads_only=True)
+
+
+@app.command()
+@with_ecu
+def erase(
+    wish: Wish,
+    start: Address,
+    length: Length,
+    yes: Annotated[bool, typer.Option("--yes", help="Yes, the content is to be gone.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Erase whole sectors and prove that they are blank; afterwards the ECU has no application.
+
+    What the profile protects is never erased. Exits 0 when blank, 1 when nothing was erased, 2 on wrong
+    use, 3 when it failed in the middle.
+    """
+    if not yes:
+        raise typer.BadParameter("an erase leaves the ECU without its application: repeat it with --yes")
+
+    async def act(ecu: BenchFlasher) -> dict[str, Any]:
+        with _bar(show=not as_json) as progress:
+            await ecu.erase(start, length, progress=progress)
+        return {"erased": {"start": start, "length": length}}
+
+    _run(wish, "erase", act, as_json=as_json)
+
+
+@app.command()
+@with_ecu
+def reset(wish: Wish, as_json: Json = False) -> None:
+    """Reset the ECU; a ROM loader starts the application.
+
+    Exits 0 when the ECU took it, 1 when it did not answer, 2 on wrong use.
+    """
+
+    async def act(ecu: BenchFlasher) -> dict[str, Any]:
+        await ecu.reset()
+        return {"reset": True}
+
+    _run(wish, "reset", act, as_json=as_json, reads_only=True)
+
+
+Act = Callable[[BenchFlasher], Coroutine[Any, Any, dict[str, Any]]]
+
+
+def _run(wish: Wish, verb: str, act: Act, *, as_json: bool, reads_only: bool = False) -> dict[str, Any]:
     """Run one act, print its outcome and return it; raises typer.Exit with the documented code."""
     set_up_logs("quarry-flash", level="warning")
+    share_interpreter_often()
+
+    async def on_the_bus() -> dict[str, Any]:
+        async with wish.opened(f"quarry flash {verb}") as ecu:
+            return await act(ecu)
+
     try:
-        identity = asyncio.run(act)
+        told = asyncio.run(on_the_bus())
     except OtaError as error:
         sys.stderr.write(f"quarry: {error.message} -- {error.advice}\n")
         if as_json:
             sys.stdout.write(json.dumps({"ok": False, "error": error.as_fields()}) + "\n")
         raise typer.Exit(_exit_code(error, reads_only=reads_only)) from error
     if as_json:
-        sys.stdout.write(json.dumps({"ok": True, "ecu": identity}) + "\n")
+        sys.stdout.write(json.dumps({"ok": True} | told) + "\n")
     else:
-        for name, value in identity.items():
-            sys.stdout.write(f"{name:<14} {'-' if value is None else value}\n")
-    return identity
+        _show(told)
+    return told
+
+
+def _show(told: dict[str, Any]) -> None:
+    for heading, content in told.items():
+        if not isinstance(content, dict):
+            sys.stdout.write(f"{heading}: done\n")
+            continue
+        for name, value in content.items():
+            shown = "-" if value is None else hex(value) if name == "start" else value
+            sys.stdout.write(f"{name:<14} {shown}\n")
 
 
 def _exit_code(error: OtaError, *, reads_only: bool) -> int:
@@ -278,22 +298,37 @@ def _exit_code(error: OtaError, *, reads_only: bool) -> int:
             return FAILED
 
 
-def _firmware(image: Path, document: Path, public_keys: list[Path]) -> FirmwareImage:
-    """Verified bytes. Raises ConfigError for a file that can't be read, TrustError for what it holds."""
-    keys = key_ring([_read("public-key", one, MOST_TEXT_BYTES) for one in public_keys])
-    raw = _read("document", document, MAX_DOCUMENT_BYTES)
-    spec = verify_document(raw, keys, now=datetime.now(UTC))
-    data = _read("image", image, MAX_IMAGE_BYTES)
-    check_image([data], spec)
-    return FirmwareImage(spec=spec, data=data, document=raw)
-
-
-def _profile(path: Path) -> UdsProfile:
-    try:
-        table = tomllib.loads(_read("profile", path, MOST_TEXT_BYTES).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"profile {path} is no TOML: {error}") from error
-    return UdsProfile.from_mapping(table)
+def _firmware(
+    wish: Wish,
+    ecu: BenchFlasher,
+    image: Path,
+    document: Path | None,
+    public_keys: list[Path],
+    version: str | None,
+) -> FirmwareImage:
+    """Checked bytes. Raises ConfigError for what can't be read, TrustError and BadImage for what it holds."""
+    kind, hardware = wish.named()
+    start = ecu.capabilities.image_start
+    # A raw binary says nothing of its place: it goes where images of this ECU go.
+    flat = read(_read("image", image, 4 * MAX_IMAGE_BYTES), base=start or 0)
+    if document is not None:
+        if version is not None:
+            raise ConfigError("--version and --document are both given: the document names the version")
+        if not public_keys:
+            raise ConfigError("--public-key is missing: without it nobody can tell who signed the document")
+        keys = key_ring([_read("public-key", one, MOST_TEXT_BYTES) for one in public_keys])
+        raw = _read("document", document, MAX_DOCUMENT_BYTES)
+        spec = verify_document(raw, keys, now=datetime.now(UTC))
+        check_image([flat.data], spec)
+        return FirmwareImage(spec=spec, data=flat.data, document=raw)
+    if version is None:
+        raise ConfigError("neither --document (a signed image) nor --version (an unsigned build) is given")
+    if ecu.capabilities.trust_class is TrustClass.VERIFIES:
+        raise ConfigError(
+            "this ECU's bootloader boots only what a signed document describes: --version is not enough",
+            advice="Sign the image (quarry release sign) and give --document and --public-key.",
+        )
+    return FirmwareImage.unsigned(flat.data, kind=kind, hardware=hardware, version=version)
 
 
 def _read(option: str, path: Path, most_bytes: int) -> bytes:
@@ -305,6 +340,14 @@ def _read(option: str, path: Path, most_bytes: int) -> bytes:
     if len(content) > most_bytes:
         raise ConfigError(f"--{option} {path} is over {most_bytes} bytes")
     return content
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except OSError as error:
+        raise ConfigError(f"--out {path} can't be written: {error.strerror or error}") from error
 
 
 @contextmanager

@@ -1,26 +1,38 @@
 """Security access (ISO 14229-1 10.4): how a key is made from the ECU's seed, and whence the secret.
 
-A secret belongs to an ECU family, never to a profile, and comes from a file that only its owner can
-read. Nothing here is ever logged, and no value shows itself in a traceback or a repr.
+A secret belongs to an ECU family, never to a profile: it comes from a file that only its owner can
+read, or stays in a helper program (of a smart card, a key server) that this program asks. Nothing here
+is ever logged, and no value shows itself in a traceback or a repr.
+
+Another way of making keys is one object with `seed_bytes` and `key`, registered under a name that
+profiles then use as their `security`:
+
+    register("xtea-64", Xtea64())
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import re
-import stat
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
+from firmware_flashers.secret_files import read_private
 from shared.errors import ConfigError
 
+NONE = "none"
+"""The ECU asks for no access."""
+COMMAND = "command"
+"""A helper program makes the key (see security_helper)."""
+CERTIFICATE = "certificate"
+"""Authentication with a certificate instead of seed and key (see uds_auth)."""
+
 SECRET_BYTES = 32
-MOST_FILE_BYTES = 200
 _HEX = re.compile(rb"[0-9A-Fa-f]{64}")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 class SecurityAlgorithm(Protocol):
@@ -44,7 +56,23 @@ class HmacSha256:
         return hmac.new(secret, seed, hashlib.sha256).digest()[: self.key_bytes]
 
 
-ALGORITHMS: Mapping[str, SecurityAlgorithm] = {"hmac-sha256": HmacSha256()}
+_algorithms: dict[str, SecurityAlgorithm] = {"hmac-sha256": HmacSha256()}
+ALGORITHMS = MappingProxyType(_algorithms)
+"""All that are registered, by name."""
+
+
+def register(name: str, algorithm: SecurityAlgorithm) -> None:
+    """Make a key algorithm known to profiles. Raises ConfigError for a name that is taken or none."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"security {name[:80]!r} is not 1 to 64 of lower-case letters, digits, . _ -")
+    if name in securities():
+        raise ConfigError(f"security {name!r} is registered already")
+    _algorithms[name] = algorithm
+
+
+def securities() -> tuple[str, ...]:
+    """Every word that a profile may give as its `security`."""
+    return (*_algorithms, COMMAND, CERTIFICATE, NONE)
 
 
 @dataclass(frozen=True)
@@ -59,25 +87,11 @@ def read_secret(path: Path) -> Secret:
 
     Raises ConfigError naming `security_secret_file`, never the content.
     """
-    where = f"security_secret_file {path}"
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise ConfigError(f"{where} can't be read: {error.strerror or error}") from error
-    try:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode):
-            raise ConfigError(f"{where} is no regular file")
-        if about.st_mode & 0o077:
-            raise ConfigError(
-                f"{where} can be opened by others (mode {stat.S_IMODE(about.st_mode):04o})",
-                advice=f"Give it to its owner alone: chmod 600 {path}",
-            )
-        raw = os.read(descriptor, MOST_FILE_BYTES)
-    finally:
-        os.close(descriptor)
+    raw = read_private("security_secret_file", path)
     if len(raw) == SECRET_BYTES:
         return Secret(raw)
     if _HEX.fullmatch(raw.strip()):
         return Secret(bytes.fromhex(raw.strip().decode("ascii")))
-    raise ConfigError(f"{where} holds neither {SECRET_BYTES} bytes nor {2 * SECRET_BYTES} hex digits")
+    raise ConfigError(
+        f"security_secret_file {path} holds neither {SECRET_BYTES} bytes nor {2 * SECRET_BYTES} hex digits"
+    )

@@ -12,10 +12,10 @@
 from __future__ import annotations
 
 import struct
-import time
 from typing import Final, Protocol
 
 from firmware_flashers.base import NoAnswer
+from firmware_flashers.clock import MONOTONIC, Clock
 from firmware_flashers.isotp import NotSent
 from firmware_flashers.refusals import (
     BUSY_REPEAT_REQUEST,
@@ -32,13 +32,17 @@ POSITIVE: Final = 0x40
 SESSION_CONTROL: Final = 0x10
 ECU_RESET: Final = 0x11
 READ_BY_ID: Final = 0x22
+READ_MEMORY: Final = 0x23
 SECURITY: Final = 0x27
+COMMUNICATION_CONTROL: Final = 0x28
+AUTHENTICATION: Final = 0x29
 WRITE_BY_ID: Final = 0x2E
 ROUTINE: Final = 0x31
 REQUEST_DOWNLOAD: Final = 0x34
 TRANSFER_DATA: Final = 0x36
 TRANSFER_EXIT: Final = 0x37
 TESTER_PRESENT: Final = 0x3E
+DTC_SETTING: Final = 0x85
 
 DEFAULT_SESSION: Final = 0x01
 PROGRAMMING_SESSION: Final = 0x02
@@ -46,6 +50,12 @@ EXTENDED_SESSION: Final = 0x03
 HARD_RESET: Final = 0x01
 START_ROUTINE: Final = 0x01
 SUPPRESS_ANSWER: Final = 0x80
+ENABLE_RX_AND_TX: Final = 0x00
+ENABLE_RX_AND_DISABLE_TX: Final = 0x01
+NORMAL_MESSAGES: Final = 0x01  # communicationType, ISO 14229-1 annex B.1
+DTC_ON: Final = 0x01
+DTC_OFF: Final = 0x02
+PLAIN: Final = 0x00  # dataFormatIdentifier: neither compressed nor encrypted
 FOUR_AND_FOUR: Final = 0x44  # length and address of 4 bytes each (addressAndLengthFormatIdentifier)
 
 _TIMES = struct.Struct(">HH")
@@ -65,11 +75,22 @@ class Transport(Protocol):
 class UdsClient:
     """Speaks to one ECU from one thread."""
 
-    def __init__(self, transport: Transport, timing: UdsTiming) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        timing: UdsTiming,
+        *,
+        clock: Clock = MONOTONIC,
+        who: str = "the ECU",
+    ) -> None:
+        """`clock` is the link's, `who` answers, in messages."""
         self._transport = transport
         self._timing = timing
+        self._clock = clock
+        self._who = who
         self._p2_s = timing.p2_s
         self._p2_star_s = timing.p2_star_s
+        self._kept_at = clock.now()
         self.session = DEFAULT_SESSION
         self.unlocked = False
 
@@ -101,6 +122,18 @@ class UdsClient:
         name = did.to_bytes(2, "big")
         self._ask(bytes([WRITE_BY_ID]) + name + record, echo=name, what=f"writing {what}")
 
+    def read_memory(self, address: int, length: int) -> bytes:
+        """ReadMemoryByAddress; exactly `length` bytes."""
+        data = self._ask(
+            bytes([READ_MEMORY]) + area(address, length),
+            echo=b"",
+            what=f"reading {length} bytes at {address:#010x}",
+            most_s=self._timing.block_s,
+        )
+        if len(data) != length:
+            raise BadAnswer(f"{self._who} gives {len(data)} bytes at {address:#010x}, asked were {length}")
+        return data
+
     def request_seed(self, level: int) -> bytes:
         """SecurityAccess requestSeed; all zero when the ECU is unlocked already."""
         return self._ask(bytes([SECURITY, level]), echo=bytes([level]), what="a security seed")
@@ -111,18 +144,45 @@ class UdsClient:
             bytes([SECURITY, level + 1]) + key, echo=bytes([level + 1]), what="the security key", tries=1
         )
 
-    def routine(self, routine: int, option: bytes, what: str, *, most_s: float | None = None) -> bytes:
+    def authenticate(self, task: int, parameters: bytes, what: str, *, tries: int | None = None) -> bytes:
+        """Authentication; returns what follows the task's echo: the return value and its parameters."""
+        return self._ask(
+            bytes([AUTHENTICATION, task]) + parameters, echo=bytes([task]), what=what, tries=tries
+        )
+
+    def set_communication(self, control: int) -> None:
+        """CommunicationControl of the ECU's normal messages."""
+        self._ask(
+            bytes([COMMUNICATION_CONTROL, control, NORMAL_MESSAGES]),
+            echo=bytes([control]),
+            what="communication control",
+        )
+
+    def set_dtcs(self, setting: int) -> None:
+        """ControlDTCSetting."""
+        self._ask(bytes([DTC_SETTING, setting]), echo=bytes([setting]), what="the setting of trouble codes")
+
+    def is_present(self, *, tries: int | None = None) -> None:
+        """TesterPresent that is answered; raises NoAnswer when it is not."""
+        self._ask(bytes([TESTER_PRESENT, 0x00]), echo=b"\x00", what="TesterPresent", tries=tries)
+
+    def routine(
+        self, routine: int, option: bytes, what: str, *, most_s: float | None = None, tries: int | None = None
+    ) -> bytes:
         """RoutineControl startRoutine; returns the status record."""
         name = bytes([START_ROUTINE]) + routine.to_bytes(2, "big")
-        return self._ask(bytes([ROUTINE]) + name + option, echo=name, what=what, most_s=most_s)
+        return self._ask(bytes([ROUTINE]) + name + option, echo=name, what=what, most_s=most_s, tries=tries)
 
-    def request_download(self, address: int, length: int) -> int:
-        """RequestDownload, plain; returns the most bytes of one TransferData, SID and counter included.
+    def request_download(self, address: int, length: int, *, data_format: int = PLAIN) -> int:
+        """RequestDownload of `length` bytes, counted as they lie in memory.
+
+        `data_format` is the dataFormatIdentifier: compression in the high nibble, encryption in the low.
+        Returns the most bytes of one TransferData, SID and counter included.
 
         Not repeated: an ECU that has begun a download may refuse a second one.
         """
         answer = self._ask(
-            bytes([REQUEST_DOWNLOAD, 0x00]) + area(address, length),
+            bytes([REQUEST_DOWNLOAD, data_format]) + area(address, length),
             echo=b"",
             what=f"a download to {address:#010x}",
             tries=1,
@@ -133,14 +193,9 @@ class UdsClient:
             raise BadAnswer(f"the answer to RequestDownload can't be read: {answer[:8].hex()}")
         return int.from_bytes(answer[1:], "big")
 
-    def transfer(self, counter: int, block: bytes) -> None:
-        """TransferData; after a lost answer the very same block goes again with the same counter."""
-        self._ask(
-            bytes([TRANSFER_DATA, counter]) + block,
-            echo=bytes([counter]),
-            what=f"block {counter}",
-            most_s=self._timing.block_s,
-        )
+    def transfer(self, request: bytes) -> None:
+        """TransferData, made by `block_requests`; after a lost answer the very same bytes go again."""
+        self._ask(request, echo=request[1:2], what=f"block {request[1]}", most_s=self._timing.block_s)
 
     def transfer_exit(self) -> None:
         """RequestTransferExit."""
@@ -151,20 +206,28 @@ class UdsClient:
         try:
             self._ask(bytes([ECU_RESET, HARD_RESET]), echo=bytes([HARD_RESET]), what="a reset", tries=1)
         finally:
-            self._fell_back()
+            self.fell_back()
 
     def keep_session(self) -> None:
         """A suppressed TesterPresent, if a session other than the default one is open."""
         if self.session != DEFAULT_SESSION:
             self._transport.send_single(bytes([TESTER_PRESENT, SUPPRESS_ANSWER]))
 
+    def keep_waiting(self) -> None:
+        """While something else than the ECU is waited for: keep its session, when that is due."""
+        now = self._clock.now()
+        if now >= self._kept_at + self._timing.tester_present_s:
+            self._kept_at = now
+            self.keep_session()
+
     def leave(self, *, reset: bool) -> None:
         """Ask the ECU back to its application without waiting for its answer."""
         request = [ECU_RESET, HARD_RESET] if reset else [SESSION_CONTROL, DEFAULT_SESSION]
         self._transport.send_single(bytes(request))
-        self._fell_back()
+        self.fell_back()
 
-    def _fell_back(self) -> None:
+    def fell_back(self) -> None:
+        """The ECU was reset: session, access and its own times are gone."""
         self.session = DEFAULT_SESSION
         self.unlocked = False
         self._p2_s, self._p2_star_s = self._timing.p2_s, self._timing.p2_star_s
@@ -181,7 +244,7 @@ class UdsClient:
         Raises what the ECU's refusal means, NoAnswer, BadAnswer, BusDown, Interrupted.
         """
         bound_s = most_s or self._timing.request_s
-        deadline = time.monotonic() + bound_s
+        deadline = self._clock.now() + bound_s
         silent = busy = 0
         while True:
             try:
@@ -189,42 +252,50 @@ class UdsClient:
             except (NoAnswer, BadAnswer) as error:
                 silent += 1
                 most = self._timing.silent_tries if tries is None or isinstance(error, NotSent) else tries
-                if silent >= most or time.monotonic() >= deadline:
+                if silent >= most or self._clock.now() >= deadline:
                     raise
             except Refused as error:
                 if error.nrc != BUSY_REPEAT_REQUEST:
                     raise
                 busy += 1
-                if busy >= self._timing.busy_tries or time.monotonic() >= deadline:
+                if busy >= self._timing.busy_tries or self._clock.now() >= deadline:
                     raise
-                time.sleep(self._timing.busy_wait_s)
+                self._clock.sleep(self._timing.busy_wait_s)
 
     def _ask_once(self, request: bytes, echo: bytes, what: str, deadline: float, bound_s: float) -> bytes:
         service = request[0]
-        self._transport.send(request, timeout_s=max(0.0, deadline - time.monotonic()))
-        wait_until = time.monotonic() + self._p2_s + self._timing.margin_s
+        self._transport.send(request, timeout_s=max(0.0, deadline - self._clock.now()))
+        wait_until = self._clock.now() + self._p2_s + self._timing.margin_s
         pending = False
         strange: bytes | None = None
         while True:
-            now = time.monotonic()
+            now = self._clock.now()
             answer = self._transport.receive(max(0.0, min(wait_until, deadline) - now))
             if answer is None:
-                if pending and time.monotonic() >= deadline:
-                    raise NoAnswer(f"the ECU is not ready with {what} after {bound_s:.0f} s")
+                if pending and self._clock.now() >= deadline:
+                    raise NoAnswer(f"{self._who} is not ready with {what} after {bound_s:.0f} s")
                 if strange is not None:
-                    raise BadAnswer(f"the ECU answers {what} with {strange[:4].hex()}")
+                    raise BadAnswer(f"{self._who} answers {what} with {strange[:4].hex()}")
                 if pending:
-                    raise NoAnswer(f"the ECU fell silent while it was busy with {what}")
-                raise NoAnswer(f"the ECU does not answer {what}")
+                    raise NoAnswer(f"{self._who} fell silent while it was busy with {what}")
+                raise NoAnswer(f"{self._who} does not answer {what}")
             if len(answer) == 3 and answer[0] == NEGATIVE and answer[1] == service:
                 if answer[2] != RESPONSE_PENDING:
-                    raise refusal(service, answer[2], what, unlocked=self.unlocked)
+                    raise refusal(service, answer[2], what, unlocked=self.unlocked, who=self._who)
                 pending = True
-                wait_until = time.monotonic() + self._p2_star_s + self._timing.margin_s
+                wait_until = self._clock.now() + self._p2_star_s + self._timing.margin_s
             elif answer[:1] == bytes([service + POSITIVE]) and answer[1:].startswith(echo):
                 return answer[1 + len(echo) :]
             else:
                 strange = answer
+
+
+def block_requests(data: bytes, most: int) -> list[bytes]:
+    """TransferData requests for `data`, up to `most` bytes of it in each; the counter goes 01..FF, 00.."""
+    return [
+        bytes([TRANSFER_DATA, number & 0xFF]) + data[at : at + most]
+        for number, at in enumerate(range(0, len(data), most), start=1)
+    ]
 
 
 def area(address: int, length: int) -> bytes:

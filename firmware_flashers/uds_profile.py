@@ -1,29 +1,34 @@
-"""A UDS bootloader's profile: its memory, its times and what it guarantees. Values only, all checked.
+"""An ECU family that is flashed over UDS: its memory, its times, its services. Values only, all checked.
 
-A profile holds no secret and no address of one truck; identifiers and key files are settings of a
-component (see registry.EcuSettings).
+A profile holds no secret and no address of one truck; identifiers, key files and helper programs are
+settings of a component (see registry.EcuSettings). `PROFILES` are the families that come with the
+program; a TOML table changes what it names.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from itertools import accumulate, pairwise
+from types import MappingProxyType
 from typing import Any
 
+from firmware_flashers import security, uds_words
 from firmware_flashers.base import Capabilities, MemoryRange, TrustClass
-from firmware_flashers.security import ALGORITHMS
+from firmware_flashers.can_link import MOST_11_BITS, MOST_29_BITS
+from firmware_flashers.uds_memory import KIB, MemoryMap
 from shared.errors import ConfigError
-from shared.images.stm32 import Stm32Layout
 
-KIB = 1024
-
-
-def _refuse_unknown(given: Mapping[str, Any], known: type, where: str) -> None:
-    names = {one.name for one in fields(known)}
-    for key in given:
-        if key not in names:
-            raise ConfigError(f"{where}{key} is not a known key; known are {', '.join(sorted(names))}")
+MOST_BLOCK_BYTES = 4095  # a message's 12-bit length, ISO 15765-2 9.6.3
+LEAST_BLOCK_BYTES = 8
+MOST_QUIET_NODES = 32
+DEFLATE = "deflate"
+COMPRESSIONS = ("none", DEFLATE)
+ROUTINE, READ = "routine", "read"
+PROOFS = (ROUTINE, READ)
+STM32, ESP, RAW = "stm32", "esp", "raw"
+IMAGES = (STM32, ESP, RAW)
+_HEX = re.compile(r"(?:[0-9a-f]{2})*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +47,17 @@ class UdsTiming:
     consecutive_s: float = 1.0  # N_Cr
     request_s: float = 10.0  # one request with its repeats and all its responsePending
     session_s: float = 15.0  # a session change, a reset into the bootloader included
-    erase_s: float = 30.0  # one sector
+    erase_s: float = 30.0  # one erase request
     block_s: float = 60.0  # one TransferData with its repeats
     check_s: float = 30.0  # one check by the ECU over its own content
     boot_s: float = 15.0  # from reset until the application answers
     reset_pause_s: float = 0.1  # an ECU may still answer until it resets
     tester_present_s: float = 2.0  # S3 client, ISO 14229-2 7.3
+    security_delay_s: float = 15.0  # NRC 0x37 before a key was sent: an ECU that lets nobody try yet
     busy_wait_s: float = 0.2
     silent_tries: int = 3  # a repeatable request without an answer
     busy_tries: int = 10  # NRC 0x21
-    download_tries: int = 2  # a region, from its erase on
+    download_tries: int = 2  # a stretch of sectors, from its erase on
 
     def __post_init__(self) -> None:
         """Raises ConfigError that names the key."""
@@ -62,130 +68,229 @@ class UdsTiming:
                 raise ConfigError(f"profile.timing.{one.name} is {value!r}, not a number in (0, 3600]")
 
 
-_BOOTLOADER = MemoryRange(start=0x0800_0000, end=0x0800_8000)
-_DOCUMENT = MemoryRange(start=0x0800_8000, end=0x0800_C000)
-_SLOT = MemoryRange(start=0x0801_0000, end=0x0808_0000)
-_RAM = MemoryRange(start=0x2000_0000, end=0x2002_0000)
-
-
 @dataclass(frozen=True, kw_only=True)
-class MemoryMap:
-    """Flash as the bootloader sees it. Ranges end one past their last byte.
+class Identifiers:
+    """Data identifiers (services 0x22 and 0x2E). None: this ECU has none, and nothing is asked.
 
-    `sectors` are the sizes of the erasable sectors from `flash_start` on. `document` is where the
-    signed document lies that the bootloader checks before every boot, `slot` the application.
+    Without `kind` or `hardware` an ECU can't say that it is another one: the configured words stand.
     """
 
-    flash_start: int = 0x0800_0000
-    sectors: tuple[int, ...] = (*[16 * KIB] * 4, 64 * KIB, *[128 * KIB] * 3)
-    bootloader: MemoryRange = _BOOTLOADER
-    document: MemoryRange = _DOCUMENT
-    slot: MemoryRange = _SLOT
-    ram: MemoryRange = _RAM
-    word_bytes: int = 4
+    kind: int | None = uds_words.DID_KIND
+    hardware: int | None = uds_words.DID_HARDWARE
+    version: int | None = uds_words.DID_VERSION
+    image_sha256: int | None = uds_words.DID_IMAGE_SHA256
+    in_bootloader: int | None = uds_words.DID_IN_BOOTLOADER
+    fingerprint: int | None = uds_words.DID_FINGERPRINT
 
     def __post_init__(self) -> None:
         """Raises ConfigError that names the key."""
-        if self.word_bytes not in {1, 2, 4, 8, 16, 32}:
-            raise ConfigError(f"profile.memory.word_bytes is {self.word_bytes!r}, not one of 1 to 32")
-        if not self.sectors or any(not isinstance(s, int) or s <= 0 for s in self.sectors):
-            raise ConfigError("profile.memory.sectors is not a list of sizes in bytes")
-        if not isinstance(self.flash_start, int) or not 0 <= self.flash_start < 2**32:
-            raise ConfigError(f"profile.memory.flash_start is {self.flash_start!r}, not an address")
-        for name in ("bootloader", "document", "slot", "ram"):
-            if not isinstance(getattr(self, name), MemoryRange):
-                raise ConfigError(f"profile.memory.{name} is not [start, end]")
-        edges = set(accumulate((self.flash_start, *self.sectors)))
-        for name in ("bootloader", "document", "slot"):
-            one: MemoryRange = getattr(self, name)
-            if one.start >= one.end or not {one.start, one.end} <= edges:
-                raise ConfigError(
-                    f"profile.memory.{name} {one.start:#010x}..{one.end:#010x} is not made of whole sectors"
-                )
-        if not 0 <= self.ram.start < self.ram.end <= 2**32:
-            raise ConfigError("profile.memory.ram is not a range")
-        for first, second in (("bootloader", "document"), ("bootloader", "slot"), ("document", "slot")):
-            a, b = getattr(self, first), getattr(self, second)
-            if a.start < b.end and b.start < a.end:
-                raise ConfigError(f"profile.memory.{second} overlaps profile.memory.{first}")
+        _check_16_bits(self, "dids")
 
-    def sectors_of(self, area: MemoryRange, length: int) -> list[MemoryRange]:
-        """The sectors that the first `length` bytes of `area` lie in, in ascending order."""
-        edges = list(accumulate((self.flash_start, *self.sectors)))
-        whole = [MemoryRange(start=a, end=b) for a, b in pairwise(edges)]
-        end = min(area.start + length, area.end)
-        return [one for one in whole if one.start >= area.start and one.start < end]
 
-    @property
-    def layout(self) -> Stm32Layout:
-        """What the image judge needs."""
-        return Stm32Layout(
-            slot_start=self.slot.start,
-            slot_end=self.slot.end,
-            ram_start=self.ram.start,
-            ram_end=self.ram.end,
-        )
+@dataclass(frozen=True, kw_only=True)
+class Routines:
+    """Routine identifiers (service 0x31). None: this ECU has none, and the step is left out.
+
+    `erase` takes `44 address length`, `check_memory` the same and a SHA-256. `erase_answers` are the
+    status records (hex) that mean "erased".
+    """
+
+    preconditions: int | None = uds_words.PRECONDITIONS
+    erase: int | None = uds_words.ERASE
+    check_memory: int | None = uds_words.CHECK_MEMORY
+    check_dependencies: int | None = uds_words.CHECK_DEPENDENCIES
+    erase_answers: tuple[str, ...] = ("", "00")
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError that names the key."""
+        _check_16_bits(self, "routines")
+        for one in self.erase_answers:
+            if not isinstance(one, str) or not _HEX.fullmatch(one):
+                raise ConfigError(f"profile.routines.erase_answers: {one!r} is not lower-case hex digits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuietNode:
+    """Another ECU of the bus, which keeps quiet while this one is flashed: its physical identifiers.
+
+    Never the sender of a signal that an interlock listens to.
+    """
+
+    tx_id: int
+    rx_id: int
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError that names the key."""
+        for key in ("tx_id", "rx_id"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_29_BITS:
+                raise ConfigError(f"profile.quiet_nodes: {key} {value!r} is no CAN identifier")
+        if (self.tx_id > MOST_11_BITS) != (self.rx_id > MOST_11_BITS) or self.tx_id == self.rx_id:
+            raise ConfigError(
+                f"profile.quiet_nodes: tx_id {self.tx_id:#x} and rx_id {self.rx_id:#x} are no pair"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class UdsProfile:
-    """One family of bootloaders that speak "stm32-uds".
+    """One family of ECUs. The default is "stm32-uds".
 
-    `padding` fills the tester's frames; `security_level` is the odd sub-function of requestSeed,
-    `security` the name of the key algorithm (see security.ALGORITHMS).
+    - `padding` fills the tester's frames; `security_level` is the odd sub-function of requestSeed,
+      `security` the name of a key algorithm, or "command", "certificate", "none" (see security).
+    - `image` says how an image is judged: "stm32", "esp", or "raw" (its size alone).
+    - `slots` is 2 where the ECU names a passive slot itself (DID FD07), and boots it on trial.
+    - `compression` "deflate": dataFormatIdentifier 0x10, raw deflate in a window of 4 KiB.
+    - `proof` of what was written: the ECU's own "routine", or "read" back by address.
+    - `erase_request_bytes`: the most that one erase covers, if a sector is not larger.
+    - `erased_run_bytes`: a stretch of 0xFF of this length is not sent but left erased; 0: all is sent.
+    - `quiet_nodes` send nothing while the ECU is flashed, and with `dtc_off` note no trouble codes.
     """
 
     padding: int = 0xCC
     security_level: int = 0x01
     security: str = "hmac-sha256"
+    image: str = STM32
+    slots: int = 1
+    compression: str = "none"
+    proof: str = ROUTINE
+    block_bytes: int = MOST_BLOCK_BYTES
+    erase_request_bytes: int = 64 * KIB
+    erased_run_bytes: int = KIB
+    quiet_nodes: tuple[QuietNode, ...] = ()
+    dtc_off: bool = True
     timing: UdsTiming = field(default_factory=UdsTiming)
     memory: MemoryMap = field(default_factory=MemoryMap)
+    dids: Identifiers = field(default_factory=Identifiers)
+    routines: Routines = field(default_factory=Routines)
 
     def __post_init__(self) -> None:
         """Raises ConfigError that names the key."""
         if not isinstance(self.padding, int) or not 0 <= self.padding <= 0xFF:
             raise ConfigError(f"profile.padding is {self.padding!r}, not a byte")
-        # ISO 14229-1 10.4.2.2: requestSeed is odd, sendKey the next even one.
+        # ISO 14229-1 table 42: requestSeed is odd, sendKey the next even one; 0x43..0x5E are reserved.
         level = self.security_level
-        if not isinstance(level, int) or not 1 <= level <= 0x41 or level % 2 == 0:
-            raise ConfigError(f"profile.security_level is {level!r}, not an odd number from 1 to 65")
-        if self.security not in ALGORITHMS:
-            raise ConfigError(f"profile.security is {self.security!r}, not of {', '.join(ALGORITHMS)}")
+        if not isinstance(level, int) or level not in {*range(1, 0x42, 2), *range(0x5F, 0x7E, 2)}:
+            raise ConfigError(f"profile.security_level is {level!r}, not an odd number of requestSeed")
+        for key, words in (
+            ("security", security.securities()),
+            ("image", IMAGES),
+            ("compression", COMPRESSIONS),
+            ("proof", PROOFS),
+            ("slots", (1, 2)),
+        ):
+            if getattr(self, key) not in words:
+                known = ", ".join(map(str, words))
+                raise ConfigError(f"profile.{key} is {getattr(self, key)!r}, not one of {known}")
+        if not isinstance(self.dtc_off, bool):
+            raise ConfigError(f"profile.dtc_off is {self.dtc_off!r}, not true or false")
+        for key, least, most in (
+            ("block_bytes", LEAST_BLOCK_BYTES, MOST_BLOCK_BYTES),
+            ("erase_request_bytes", 1, 2**31),
+            ("erased_run_bytes", 0, 2**31),
+        ):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise ConfigError(f"profile.{key} is {value!r}, not a whole number from {least} to {most}")
+        self._check_nodes()
+        self._check_together()
+
+    def _check_nodes(self) -> None:
+        if len(self.quiet_nodes) > MOST_QUIET_NODES:
+            raise ConfigError(f"profile.quiet_nodes names more than {MOST_QUIET_NODES} nodes")
+        ids = [one for node in self.quiet_nodes for one in (node.tx_id, node.rx_id)]
+        if len(set(ids)) != len(ids):
+            raise ConfigError("profile.quiet_nodes names an identifier twice")
+
+    def _check_together(self) -> None:
+        """Raise ConfigError for values that are right alone and wrong together."""
+        if self.erased_run_bytes and self.routines.erase is None:
+            raise ConfigError("profile.erased_run_bytes must be 0 where nothing erases: all must be sent")
+        if self.proof == ROUTINE and self.routines.check_memory is None:
+            raise ConfigError('profile.proof is "routine", but profile.routines.check_memory is none')
+        if self.slots == 2 and self.memory.document is not None:
+            raise ConfigError("profile.memory.document is given, but with two slots the ECU says where it is")
+        if self.has_document and self.routines.check_dependencies is None:
+            raise ConfigError(
+                "profile.routines.check_dependencies is none, but the ECU has a document to check"
+            )
+
+    @property
+    def has_document(self) -> bool:
+        """Whether the ECU keeps the signed document and boots nothing without it."""
+        return self.memory.document is not None or self.slots == 2
+
+    @property
+    def skips_sectors(self) -> bool:
+        """Whether sectors that hold the right content already can be told by the ECU, and left alone."""
+        return self.has_document and self.slots == 1 and self.routines.check_memory is not None
 
     @property
     def capabilities(self) -> Capabilities:
-        """One slot, guarded by a bootloader that checks a signature before every boot."""
+        """What flashing this family guarantees."""
+        two = self.slots == 2
         return Capabilities(
-            slots=1,
-            self_reverting=False,
-            anti_rollback=False,
-            trust_class=TrustClass.VERIFIES,
+            slots=self.slots,
+            self_reverting=two,
+            anti_rollback=two,
+            trust_class=TrustClass.VERIFIES if self.has_document else TrustClass.GATEWAY_ONLY,
             isolated_bus=False,
-            never_erased=(self.memory.bootloader,),
+            never_erased=() if self.memory.bootloader is None else (self.memory.bootloader,),
+            image_start=None if two else self.memory.slot.start,
         )
 
     @classmethod
-    def from_mapping(cls, given: Mapping[str, Any]) -> UdsProfile:
-        """A profile from a TOML table; what it leaves out is as in the default.
+    def from_mapping(cls, given: Mapping[str, Any], *, base: UdsProfile | None = None) -> UdsProfile:
+        """A profile from a TOML table; what it leaves out is as in `base`.
 
-        Ranges are `[start, end]`. Raises ConfigError that names the key, for unknown ones too.
+        Ranges are `[start, end]`; `false` stands for an identifier, a routine or a range that the ECU has
+        not. Raises ConfigError that names the key, for unknown ones too.
         """
+        from_base = cls() if base is None else base
         _refuse_unknown(given, cls, "profile.")
-        made = dict(given)
-        for name, kind in (("timing", UdsTiming), ("memory", MemoryMap)):
-            if name not in made:
-                continue
-            table = made[name]
-            if not isinstance(table, Mapping):
-                raise ConfigError(f"profile.{name} is not a table")
-            _refuse_unknown(table, kind, f"profile.{name}.")
-            made[name] = kind(**{key: _value(f"profile.{name}.{key}", value) for key, value in table.items()})
+        made: dict[str, Any] = {one.name: getattr(from_base, one.name) for one in fields(cls)} | dict(given)
+        for name in ("timing", "memory", "dids", "routines"):
+            if name in given:
+                made[name] = _table(name, given[name], getattr(from_base, name))
+        if "quiet_nodes" in given:
+            made["quiet_nodes"] = _nodes(given["quiet_nodes"])
         return cls(**made)
 
 
-def _value(key: str, value: Any) -> Any:
+def _check_16_bits(values: Any, table: str) -> None:
+    for one in fields(values):
+        value = getattr(values, one.name)
+        if value is None or one.name == "erase_answers":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 0xFFFF:
+            raise ConfigError(f"profile.{table}.{one.name} is {value!r}, not a 16-bit number")
+
+
+def _refuse_unknown(given: Mapping[str, Any], known: type, where: str) -> None:
+    names = {one.name for one in fields(known)}
+    for key in given:
+        if key not in names:
+            raise ConfigError(f"{where}{key} is not a known key; known are {', '.join(sorted(names))}")
+
+
+def _table(name: str, given: Any, base: Any) -> Any:
+    """A dataclass of values like `base`, with what the table changes."""
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"profile.{name} is not a table")
+    kind = type(base)
+    _refuse_unknown(given, kind, f"profile.{name}.")
+    made = {one.name: getattr(base, one.name) for one in fields(kind)}
+    for key, value in given.items():
+        made[key] = _value(f"profile.{name}.{key}", value, nullable=name in {"dids", "routines", "memory"})
+    return kind(**made)
+
+
+def _value(key: str, value: Any, *, nullable: bool) -> Any:
+    if value is False and nullable:
+        return None
     if not isinstance(value, list):
         return value
+    if key.endswith(".erase_answers"):
+        return tuple(value)
     if not all(isinstance(one, int) and not isinstance(one, bool) for one in value):
         raise ConfigError(f"{key} is not a list of whole numbers")
     if key.endswith(".sectors"):
@@ -193,3 +298,44 @@ def _value(key: str, value: Any) -> Any:
     if len(value) != 2:
         raise ConfigError(f"{key} is not [start, end]")
     return MemoryRange(start=value[0], end=value[1])
+
+
+def _nodes(given: Any) -> tuple[QuietNode, ...]:
+    if not isinstance(given, list) or not all(isinstance(one, Mapping) for one in given):
+        raise ConfigError("profile.quiet_nodes is not a list of {tx_id, rx_id}")
+    for one in given:
+        if set(one) != {"tx_id", "rx_id"}:
+            raise ConfigError(f"profile.quiet_nodes: {dict(one)} is not {{tx_id, rx_id}}")
+    return tuple(QuietNode(**one) for one in given)
+
+
+_ESP_FLASH = MemoryMap(
+    flash_start=0,
+    sectors=(4 * KIB,) * 1024,
+    bootloader=MemoryRange(start=0, end=0x1_0000),
+    document=None,
+    slot=MemoryRange(start=0x1_0000, end=0x40_0000),
+)
+
+PROFILES: Mapping[str, UdsProfile] = MappingProxyType(
+    {
+        "stm32-uds": UdsProfile(),
+        "esp32-uds": UdsProfile(image=ESP, slots=2, memory=_ESP_FLASH),
+        # A bootloader that knows nothing of our documents and identifiers; a profile file says the rest.
+        "uds": UdsProfile(
+            image=RAW,
+            proof=READ,
+            memory=MemoryMap(document=None),
+            dids=Identifiers(
+                kind=None,
+                hardware=None,
+                version=None,
+                image_sha256=None,
+                in_bootloader=None,
+                fingerprint=None,
+            ),
+            routines=Routines(preconditions=None, check_memory=None, check_dependencies=None),
+        ),
+    }
+)
+"""The families that come with the program, by the word of the flasher."""

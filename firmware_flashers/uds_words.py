@@ -1,14 +1,15 @@
-"""What the bytes of the "stm32-uds" profile say: its identifiers, routines, texts and verdicts.
+"""What the bytes of our UDS profiles say: their identifiers, routines, states, texts and verdicts.
 
 F1xx identifiers are those of ISO 14229-1 (annex C.1), FFxx routines those of annex F.1; FDxx and 02xx
-are the profile's own.
+are the profiles' own. Which of them an ECU has, its profile says (see uds_profile).
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from enum import IntEnum
 
-from firmware_flashers.base import BadImage, FirmwareImage, FlashError, NotProved, WrongEcu
+from firmware_flashers.base import BadImage, FlashError, NotProved, WrongEcu
 from firmware_flashers.refusals import BadAnswer
 
 DID_VERSION = 0xF189
@@ -17,16 +18,37 @@ DID_KIND = 0xF197
 DID_FINGERPRINT = 0xF15A
 DID_IMAGE_SHA256 = 0xFD00
 DID_IN_BOOTLOADER = 0xFD01
+DID_RUNNING_SLOT = 0xFD02
+DID_RUNNING_STATE = 0xFD03
+DID_SECURE_VERSION = 0xFD04
+DID_CHIP_ID = 0xFD05
+DID_CHIP_REVISION = 0xFD06
+DID_PASSIVE_SLOT = 0xFD07
 
 PRECONDITIONS = 0x0203
 ERASE = 0xFF00
 CHECK_MEMORY = 0x0202
 CHECK_DEPENDENCIES = 0xFF01
+CONFIRM = 0x0210
+ROLLBACK = 0x0211
+
+MOST_FINGERPRINT_BYTES = 32
 
 
-def fingerprint(image: FirmwareImage) -> bytes:
+class ImageState(IntEnum):
+    """Where the running image is on its way (ESP-IDF, esp_ota_img_states; one byte of DID FD03)."""
+
+    NEW = 0x00
+    PENDING_VERIFY = 0x01
+    VALID = 0x02
+    INVALID = 0x03
+    ABORTED = 0x04
+    UNDEFINED = 0xFF
+
+
+def fingerprint(what: str) -> bytes:
     """Who wrote, when and what: at most 32 ASCII bytes."""
-    return f"quarry {datetime.now(UTC):%Y%m%d} {image.spec.sha256[:12]}".encode("ascii")
+    return f"quarry {datetime.now(UTC):%Y%m%d} {what}".encode("ascii")[:MOST_FINGERPRINT_BYTES]
 
 
 def text(raw: bytes, what: str) -> str:
@@ -41,7 +63,7 @@ def text(raw: bytes, what: str) -> str:
 
 
 def not_bootable(status: bytes) -> FlashError:
-    """What the bootloader finds wrong with the firmware that it holds now."""
+    """What the ECU finds wrong with the firmware that it holds now."""
     match status:
         case b"\x01":
             return NotProved("the bootloader finds no document")
@@ -56,6 +78,12 @@ def not_bootable(status: bytes) -> FlashError:
         case b"\x04":
             return NotProved("the bootloader finds another length or hash than the document says")
         case b"\x05":
-            return BadImage("the bootloader refuses the image's vector table")
+            return BadImage("the bootloader finds that the image can't start on this part")
+        case b"\x06":
+            return BadImage(
+                "the ECU refuses the image: its secure version is below the ECU's anti-rollback counter",
+                code="secure_version_too_low",
+                advice="Build the image with a secure version that is not below the ECU's.",
+            )
         case _:
             return FlashError(f"the bootloader's check gives an unknown status {status.hex() or 'none'}")

@@ -17,7 +17,17 @@ from typing import Any
 
 import can
 
-from sim.can_frames import FRAME_BYTES, GREETING, MAGIC, OWN, VERSION, decode, encode
+from sim.can_frames import (
+    FD,
+    FRAME_BYTES,
+    GREETING,
+    MAGIC,
+    OWN,
+    VERSION,
+    decode,
+    encode,
+    end_of,
+)
 from sim.can_hub import HubServer, hub_in_thread
 from sim.can_socket import HubError, check_path
 
@@ -36,9 +46,10 @@ SLICE_S = 0.02
 class HubBus(can.BusABC):
     """One endpoint of a hub. Sees the others' frames, and its own only with `receive_own_messages`.
 
-    `channel` is the path of the hub's socket. `bitrate` may be given and must then be the hub's, if that
-    paces its frames. Raises CanInitializationError when there is no hub, CanOperationError when it
-    went or dropped this endpoint. Frames are filtered in this process.
+    `channel` is the path of the hub's socket. `fd` takes and sends FD frames beside classic ones, of which a
+    classic endpoint sees nothing. `bitrate` and `data_bitrate` may be given and must then be the hub's,
+    if that paces its frames. Raises CanInitializationError when there is no hub, CanOperationError when
+    it went or dropped this endpoint. Frames are filtered in this process.
     """
 
     def __init__(
@@ -49,22 +60,22 @@ class HubBus(can.BusABC):
         receive_own_messages: bool = False,
         bitrate: int | None = None,
         fd: bool = False,
+        data_bitrate: int | None = None,
         **_: object,
     ) -> None:
-        if fd:
-            raise can.CanInitializationError("the hub carries classic CAN only, not FD")
+        self._fd = fd
         self._path = str(channel)
         self.channel_info = f"quarry-hub {self._path}"
         self._tx_lock = threading.Lock()
         self._rx_lock = threading.Lock()
         self._held = bytearray()
-        self._socket = self._connect(receive_own_messages, bitrate)
+        self._socket = self._connect(receive_own_messages, bitrate, data_bitrate if fd else None)
         self._readable = select.poll()
         self._readable.register(self._socket, select.POLLIN)
         self._writable = select.poll()
         super().__init__(self._path, can_filters)
 
-    def _connect(self, own: bool, bitrate: int | None) -> socket.socket:
+    def _connect(self, own: bool, bitrate: int | None, data_bitrate: int | None) -> socket.socket:
         try:
             check_path(Path(self._path))
         except HubError as error:
@@ -74,27 +85,30 @@ class HubBus(can.BusABC):
             hub.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             hub.settimeout(GREET_WITHIN_S)
             hub.connect(self._path)
-            hub.sendall(GREETING.pack(MAGIC, VERSION, OWN if own else 0, 0, bitrate or 0))
+            flags = (OWN if own else 0) | (FD if self._fd else 0)
+            hub.sendall(GREETING.pack(MAGIC, VERSION, flags, 0, bitrate or 0, data_bitrate or 0))
             answer = hub.recv(GREETING.size, socket.MSG_WAITALL)
         except OSError as error:
             hub.close()
             raise can.CanInitializationError(f"no hub at {self._path}: {error}") from error
-        refusal = self._judge(answer, bitrate)
+        refusal = self._judge(answer, bitrate, data_bitrate)
         if refusal:
             hub.close()
             raise can.CanInitializationError(refusal)
         hub.setblocking(False)
         return hub
 
-    def _judge(self, answer: bytes, bitrate: int | None) -> str | None:
+    def _judge(self, answer: bytes, bitrate: int | None, data_bitrate: int | None) -> str | None:
         """What is wrong with the hub's greeting."""
         if len(answer) != GREETING.size:
             return f"the hub at {self._path} did not take this endpoint"
-        magic, version, _, _, rate = GREETING.unpack(answer)
+        magic, version, _, _, rate, data_rate = GREETING.unpack(answer)
         if magic != MAGIC or version != VERSION:
             return f"what listens at {self._path} is no hub of this version"
         if bitrate and rate and bitrate != rate:
             return f"bitrate {bitrate} was asked for, the hub's is {rate}"
+        if data_bitrate and rate and data_bitrate != data_rate:
+            return f"data_bitrate {data_bitrate} was asked for, the hub's is {data_rate}"
         return None
 
     def send(self, msg: can.Message, timeout: float | None = None) -> None:
@@ -103,7 +117,10 @@ class HubBus(can.BusABC):
         Waits while the bus is full, at most `timeout` s (None or 0: 15 s), then raises
         CanTimeoutError.
         """
+        if msg.is_fd and not self._fd:
+            raise can.CanOperationError("this endpoint is not set to CAN FD")
         left = encode(msg)
+        size = len(left)
         deadline: float | None = None
         with self._tx_lock:
             while left:
@@ -113,7 +130,7 @@ class HubBus(can.BusABC):
                     now = time.monotonic()
                     deadline = deadline or now + (timeout or SEND_WITHIN_S)
                     # A frame that has begun must end, or the hub would read the next ones askew.
-                    if now >= deadline and len(left) == FRAME_BYTES:
+                    if now >= deadline and len(left) == size:
                         raise can.CanTimeoutError("the bus took no frame in time") from None
                     self._wait_writable()
                 except OSError as error:
@@ -148,15 +165,23 @@ class HubBus(can.BusABC):
     def _recv_internal(self, timeout: float | None) -> tuple[can.Message | None, bool]:
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._rx_lock:
-            while len(self._held) < FRAME_BYTES:
+            while not (end := self._end_of_frame()):
                 left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
                 if not self._readable.poll(None if left_s is None else left_s * 1000):
                     return None, False
                 with contextlib.suppress(BlockingIOError):
                     self._read()
-            frame = bytes(self._held[:FRAME_BYTES])
-            del self._held[:FRAME_BYTES]
+            frame = bytes(self._held[:end])
+            del self._held[:end]
         return decode(frame, channel=self._path, at=time.time()), False
+
+    def _end_of_frame(self) -> int:
+        """How long the first frame is that has come; 0 while it is not whole."""
+        held = len(self._held)
+        if held < FRAME_BYTES:
+            return 0
+        end = end_of(self._held, 0) if self._fd else FRAME_BYTES
+        return end if held >= end else 0
 
     def _gone(self, error: OSError | None) -> can.CanOperationError:
         return can.CanOperationError(

@@ -1,10 +1,11 @@
 """A CAN bus between processes: a hub on a Unix socket that loses nothing and keeps the order.
 
-- Every frame reaches every other endpoint, in one order for all. Arbitration is first come, first
-  served.
+- Every frame reaches every other endpoint, in one order for all; an FD frame those that take FD.
+  Arbitration is first come, first served.
 - **Back-pressure**: an endpoint that reads slowly slows the whole bus down. One that has read nothing
   for `stall_s` with its buffer full is disconnected and logged. Nothing grows beyond fixed bounds.
-- With a `bitrate` each frame takes its time on the wire (see can_frames.bits_of), at most 1 ms early.
+- With a `bitrate` each frame takes its time on the wire, its very stuff bits included (see can_bits), and
+  is at most 1 ms early. The data of an FD frame whose bit rate is switched go at `data_bitrate`.
 - `freeze_after` makes an endpoint vanish in the middle of its frames, as a killed or cut node does.
 """
 
@@ -22,14 +23,18 @@ from typing import Self
 
 from shared.logs import get_log
 from sim.can_frames import (
+    FD,
+    FLAGS_AT,
     FRAME_BYTES,
     GREETING,
     HEAD,
     MAGIC,
     OWN,
     VERSION,
-    bits_of,
     is_frame,
+    marked_own,
+    seconds_of,
+    split,
 )
 from sim.can_socket import HubError, check_path, listen
 
@@ -38,6 +43,7 @@ log = get_log("sim.can_hub")
 MOST_ENDPOINTS = 64
 HIGH_WATER_BYTES = 64 * 1024
 MOST_WAITING_FRAMES = 64
+MOST_DATA_BITRATE = 12_000_000
 GREET_WITHIN_S = 5.0
 EARLY_S = 0.001
 LATE_S = 0.02
@@ -54,6 +60,7 @@ class _Endpoint(asyncio.Protocol):
         self.number = 0
         self.joined = False
         self.hears_itself = False
+        self.takes_fd = False
         self.frozen = False
         self.timer: asyncio.TimerHandle | None = None
 
@@ -69,13 +76,22 @@ class _Endpoint(asyncio.Protocol):
             if len(data) < GREETING.size:
                 self._rest = data
                 return
-            magic, version, flags, _, _ = GREETING.unpack_from(data)
+            magic, version, flags, _, _, _ = GREETING.unpack_from(data)
             if magic != MAGIC or version != VERSION:
                 self._hub.drop(self, "speaks another protocol")
                 return
             self.hears_itself = bool(flags & OWN)
+            self.takes_fd = bool(flags & FD)
             data = data[GREETING.size :]
             self._hub.join(self)
+        if self.takes_fd:
+            frames, rest = split(data)
+            self._rest = rest or b""
+            if frames and not self.frozen:
+                self._hub.take_any(self, frames)
+            if rest is None:
+                self._hub.drop(self, "sent what is no CAN frame")
+            return
         whole = len(data) - len(data) % FRAME_BYTES
         self._rest = data[whole:]
         if whole and not self.frozen:
@@ -100,15 +116,32 @@ class _Freeze:
 class HubServer:
     """The bus, as an async resource that listens on `path` (made 0600, removed at the end).
 
-    `frames` and `bits` count what went over the wire; `endpoints` who is on it now.
+    Without a `bitrate` it is as fast as it can; `data_bitrate` is the same as `bitrate` when it is not
+    given. `frames` counts what went over the wire, `bus_s` the seconds for which it was occupied (0
+    without a bit rate); `endpoints` who is on it now. Raises HubError.
     """
 
-    def __init__(self, path: Path | str, *, bitrate: int | None = None, stall_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        bitrate: int | None = None,
+        data_bitrate: int | None = None,
+        stall_s: float = 5.0,
+    ) -> None:
         if bitrate is not None and not 1_000 <= bitrate <= 1_000_000:
             raise HubError(f"bitrate {bitrate} is not 1000 to 1000000 bit/s", advice="Give 500000, say.")
+        if data_bitrate is not None and not (bitrate and bitrate <= data_bitrate <= MOST_DATA_BITRATE):
+            raise HubError(
+                f"data_bitrate {data_bitrate} is not bitrate ({bitrate}) to {MOST_DATA_BITRATE} bit/s"
+                if bitrate
+                else f"data_bitrate {data_bitrate} is given without a bitrate",
+                advice="Give a bitrate of 500000 and a data_bitrate of 2000000, say.",
+            )
         self.path = Path(path)
         check_path(self.path)
         self._bitrate = bitrate
+        self._data_bitrate = data_bitrate or bitrate
         self._stall_s = stall_s
         self._server: asyncio.Server | None = None
         self._inode = 0
@@ -122,7 +155,7 @@ class HubServer:
         self._reads = True
         self._freeze: _Freeze | None = None
         self.frames = 0
-        self.bits = 0
+        self.bus_s = 0.0
 
     @property
     def endpoints(self) -> int:
@@ -144,7 +177,8 @@ class HubServer:
         self._server = await loop.create_unix_server(lambda: _Endpoint(self), sock=listener)
         self._flowing.set()
         if self._bitrate:
-            self._pacer = asyncio.create_task(self._pace(self._bitrate), name="can_hub.pacer")
+            rates = (self._bitrate, self._data_bitrate or self._bitrate)
+            self._pacer = asyncio.create_task(self._pace(*rates), name="can_hub.pacer")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -180,7 +214,8 @@ class HubServer:
             endpoint.timer.cancel()
         endpoint.timer = None
         endpoint.joined = True
-        endpoint.transport.write(GREETING.pack(MAGIC, VERSION, 0, 0, self._bitrate or 0))
+        rates = (self._bitrate or 0, self._data_bitrate or 0)
+        endpoint.transport.write(GREETING.pack(MAGIC, VERSION, 0, 0, *rates))
         if not self._reads:
             endpoint.transport.pause_reading()
         log.debug("can_hub.endpoint_joined", endpoint=endpoint.number)
@@ -241,44 +276,66 @@ class HubServer:
     # --- frames ----------------------------------------------------------------------------------
 
     def take(self, sender: _Endpoint, chunk: bytes) -> None:
-        """Whole frames from an endpoint."""
-        bits = 0
-        for number, (can_id, dlc) in enumerate(HEAD.iter_unpack(chunk)):
-            if not is_frame(can_id, dlc):
+        """Whole classic frames from an endpoint."""
+        wrong = any(chunk[FLAGS_AT::FRAME_BYTES])
+        for number, (can_id, length) in enumerate(HEAD.iter_unpack(chunk)):
+            if wrong or not is_frame(can_id, length):
                 self.drop(sender, "sent what is no classic CAN frame")
                 chunk = chunk[: number * FRAME_BYTES]
                 break
-            bits += bits_of(can_id, dlc)
-            if self._freeze and can_id & 0x1FFF_FFFF == self._freeze.arbitration_id:
-                self._freeze.left -= 1
-                if self._freeze.left <= 0:
-                    self._freeze = None
-                    sender.frozen = True
-                    chunk = chunk[: (number + 1) * FRAME_BYTES]
-                    log.info("can_hub.endpoint_frozen", endpoint=sender.number)
-                    break
+            if self._freeze and self._freezes(sender, can_id):
+                chunk = chunk[: (number + 1) * FRAME_BYTES]
+                break
         self.frames += len(chunk) // FRAME_BYTES
-        self.bits += bits
         if not self._bitrate:
-            self._deliver(sender, chunk)
+            self._deliver(sender, chunk, chunk)
             return
-        for start in range(0, len(chunk), FRAME_BYTES):
-            self._waiting.append((sender, chunk[start : start + FRAME_BYTES]))
+        self._queue(sender, [chunk[at : at + FRAME_BYTES] for at in range(0, len(chunk), FRAME_BYTES)])
+
+    def take_any(self, sender: _Endpoint, frames: list[bytes]) -> None:
+        """Whole frames, classic and FD, from an endpoint."""
+        if self._freeze:
+            for number, frame in enumerate(frames):
+                if self._freezes(sender, HEAD.unpack_from(frame)[0]):
+                    frames = frames[: number + 1]
+                    break
+        self.frames += len(frames)
+        if not self._bitrate:
+            self._deliver(sender, b"".join(frames), b"".join(one for one in frames if not one[FLAGS_AT] & FD))
+            return
+        self._queue(sender, frames)
+
+    def _freezes(self, sender: _Endpoint, can_id: int) -> bool:
+        """Count a frame; whether it is the last of its sender."""
+        freeze = self._freeze
+        if freeze is None or can_id & 0x1FFF_FFFF != freeze.arbitration_id:
+            return False
+        freeze.left -= 1
+        if freeze.left > 0:
+            return False
+        self._freeze = None
+        sender.frozen = True
+        log.info("can_hub.endpoint_frozen", endpoint=sender.number)
+        return True
+
+    def _queue(self, sender: _Endpoint, frames: list[bytes]) -> None:
+        self._waiting.extend((sender, frame) for frame in frames)
         self._arrived.set()
         self._judge_reading()
 
-    def _deliver(self, sender: _Endpoint, chunk: bytes) -> None:
+    def _deliver(self, sender: _Endpoint, frames: bytes, classic: bytes) -> None:
+        """Give `frames` to the endpoints that take FD, those of them that are `classic` to the others."""
         for one in self._connections:
             if not one.joined or one.frozen or one.transport.is_closing():
                 continue
+            taken = frames if one.takes_fd else classic
             if one is not sender:
-                one.transport.write(chunk)
+                if taken:
+                    one.transport.write(taken)
             elif one.hears_itself:
-                own = bytearray(chunk)
-                own[5::FRAME_BYTES] = bytes([OWN]) * (len(chunk) // FRAME_BYTES)
-                one.transport.write(bytes(own))
+                one.transport.write(marked_own(taken))
 
-    async def _pace(self, bitrate: int) -> None:
+    async def _pace(self, bitrate: int, data_bitrate: int) -> None:
         loop = asyncio.get_running_loop()
         free_at = loop.time()
         while True:
@@ -288,19 +345,20 @@ class HubServer:
                 self._arrived.clear()
                 await self._arrived.wait()
             sender, frame = self._waiting.popleft()
-            [(can_id, dlc)] = HEAD.iter_unpack(frame)
-            free_at = max(free_at, loop.time() - late_s) + bits_of(can_id, dlc) / bitrate
+            occupied_s = seconds_of(frame, bitrate, data_bitrate)
+            free_at = max(free_at, loop.time() - late_s) + occupied_s
             early_s = free_at - loop.time()
             if early_s > EARLY_S:
                 await asyncio.sleep(early_s)
             await self._flowing.wait()
-            self._deliver(sender, frame)
+            self.bus_s += occupied_s
+            self._deliver(sender, frame, b"" if frame[FLAGS_AT] & FD else frame)
             self._judge_reading()
 
 
 @contextlib.contextmanager
 def hub_in_thread(
-    path: Path | str, *, bitrate: int | None = None, stall_s: float = 5.0
+    path: Path | str, *, bitrate: int | None = None, data_bitrate: int | None = None, stall_s: float = 5.0
 ) -> Iterator[HubServer]:
     """A hub in a thread and event loop of its own, for callers without a loop; raises HubError."""
     started: concurrent.futures.Future[tuple[HubServer, asyncio.AbstractEventLoop, asyncio.Event]]
@@ -308,7 +366,7 @@ def hub_in_thread(
 
     async def main() -> None:
         stop = asyncio.Event()
-        async with HubServer(path, bitrate=bitrate, stall_s=stall_s) as hub:
+        async with HubServer(path, bitrate=bitrate, data_bitrate=data_bitrate, stall_s=stall_s) as hub:
             started.set_result((hub, asyncio.get_running_loop(), stop))
             await stop.wait()
 

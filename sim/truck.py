@@ -1,4 +1,4 @@
-"""One simulated truck in one process: CAN hub, an MCU with its flash, and the real edge agent.
+"""One simulated truck in one process: CAN hub, an MCU (STM32 or ESP32) with its flash, the real edge agent.
 
 Everything that survives a restart is in the truck's folder: the MCU's flash, the secret of its ECU
 family, the agent's configuration and data. Factory content is written once, when there is no flash
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import can
 
@@ -29,6 +30,7 @@ from shared.errors import ConfigError
 from sim.can_bus import HubServer, hub_in_thread
 from sim.can_frames import MOST_PATH_BYTES
 from sim.mcu.assembly import McuSettings
+from sim.mcu.esp32_mcu import Esp32Mcu, Esp32Settings, esp32_factory
 from sim.mcu.faults import Faults
 from sim.mcu.profile import EcuIdentity
 from sim.mcu.security import SECRET_BYTES
@@ -39,6 +41,10 @@ KIND = "brake-controller"
 HARDWARE = "rev-b"
 BITRATE = 500_000
 MOST_FILE_BYTES = 64 * 1024 * 1024
+
+STM32_UDS, ESP32_UDS = "stm32-uds", "esp32-uds"
+FLASHERS = (STM32_UDS, ESP32_UDS)
+"""What a simulated truck's MCU may be: one with a bootloader, or one with two OTA slots."""
 
 FLASH_FILE = "mcu-flash.bin"
 SECRET_FILE = "ecu.secret"  # a file's name  # noqa: S105
@@ -60,9 +66,14 @@ class TruckSettings:
     kind: str = KIND
     hardware: str = HARDWARE
     bitrate: int | None = BITRATE
+    flasher: str = STM32_UDS
     image: Path | None = None
     document: Path | None = None
     mqtt_port: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.flasher not in FLASHERS:
+            raise ConfigError(f"flasher {self.flasher[:80]!r} is not one of {', '.join(FLASHERS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +81,15 @@ class Bench:
     """The hardware of a truck that is powered: `channel` is the hub's socket."""
 
     hub: HubServer
-    mcu: Stm32Mcu
+    mcu: Stm32Mcu | Esp32Mcu
     channel: Path
+
+    def running_content(self, size: int) -> bytes:
+        """The first `size` bytes of what the MCU runs (an STM32: has in its slot), as they are in flash."""
+        if isinstance(self.mcu, Stm32Mcu):
+            return self.mcu.content(size)
+        running = self.mcu.uds.running
+        return b"" if running is None else self.mcu.content(running[0], size)
 
 
 def read_file(path: Path) -> bytes:
@@ -86,15 +104,20 @@ def read_file(path: Path) -> bytes:
     return content
 
 
-def leave_factory(flash_file: Path, image: Path | None, document: Path | None) -> None:
+def leave_factory(
+    flash_file: Path,
+    image: Path | None,
+    document: Path | None,
+    fill: Callable[[Path, bytes, bytes], None] = factory,
+) -> None:
     """Fill a flash that does not exist yet with an image and its document; both or neither are given.
 
-    Raises ConfigError.
+    `fill` is the factory of that kind of part. Raises ConfigError.
     """
     if (image is None) != (document is None):
         raise ConfigError("an image and its document go together: give both or neither")
     if image is not None and document is not None and not flash_file.exists():
-        factory(flash_file, read_file(image), read_file(document))
+        fill(flash_file, read_file(image), read_file(document))
 
 
 @contextmanager
@@ -107,13 +130,15 @@ def powered(settings: TruckSettings, *, faults: Faults | None = None) -> Iterato
         descriptor = os.open(secret_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(secrets.token_bytes(SECRET_BYTES))
-    leave_factory(folder / FLASH_FILE, settings.image, settings.document)
-    mcu_settings = McuSettings(
-        flash_file=folder / FLASH_FILE,
-        identity=EcuIdentity(kind=settings.kind, hardware=settings.hardware),
-        public_keys=tuple(read_file(one) for one in settings.firmware_keys),
-        security_secret=read_secret(secret_file).value,
-    )
+    esp = settings.flasher == ESP32_UDS
+    fill = esp32_factory if esp else factory
+    leave_factory(folder / FLASH_FILE, settings.image, settings.document, fill)
+    of_the_part: dict[str, Any] = {
+        "flash_file": folder / FLASH_FILE,
+        "identity": EcuIdentity(kind=settings.kind, hardware=settings.hardware),
+        "public_keys": tuple(read_file(one) for one in settings.firmware_keys),
+        "security_secret": read_secret(secret_file).value,
+    }
     with ExitStack() as stack:
         channel = folder.resolve() / "can.sock"
         if len(os.fsencode(channel)) > MOST_PATH_BYTES:
@@ -122,7 +147,11 @@ def powered(settings: TruckSettings, *, faults: Faults | None = None) -> Iterato
             )
         hub = stack.enter_context(hub_in_thread(channel, bitrate=settings.bitrate))
         bus = stack.enter_context(can.Bus(str(channel), interface="quarry-hub", ignore_config=True))
-        mcu = stack.enter_context(Stm32Mcu(mcu_settings, bus, faults=faults))
+        mcu: Stm32Mcu | Esp32Mcu
+        if esp:
+            mcu = stack.enter_context(Esp32Mcu(Esp32Settings(**of_the_part), bus, faults=faults))
+        else:
+            mcu = stack.enter_context(Stm32Mcu(McuSettings(**of_the_part), bus, faults=faults))
         yield Bench(hub=hub, mcu=mcu, channel=channel)
 
 
@@ -151,7 +180,7 @@ source = "bench"
 name = {text(settings.component)}
 kind = {text(settings.kind)}
 hardware = {text(settings.hardware)}
-flasher = "stm32-uds"
+flasher = {text(settings.flasher)}
 interface = "quarry-hub"
 channel = {text(str(channel))}
 tx_id = 0x7E0

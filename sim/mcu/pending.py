@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NoReturn
 
 from sim.mcu.profile import Nrc
 
@@ -30,6 +31,12 @@ class Pending:
         """Answer that the answer will come; from here on it must."""
         self._reply(bytes([0x7F, self._sid, Nrc.RESPONSE_PENDING]))
         self.said = True
+
+    def say_for_ever(self) -> NoReturn:
+        """Never come to an answer: only a power cut ends it."""
+        while True:
+            self.say()
+            self._wait(self._every_s)
 
     def take(self, seconds: float) -> None:
         """Let the time of an act pass; the tester hears of it before P2 is over, and then well within P2*."""

@@ -1,22 +1,31 @@
-"""Words, times and identity of the "stm32-uds" profile (ISO 14229-1:2020 for services and codes)."""
+"""Words, times and identity of the "stm32-uds" and "esp32-uds" profiles (services and codes: ISO
+14229-1:2020).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
+
+from shared.errors import ConfigError
 
 
 class Sid(IntEnum):
     SESSION = 0x10
     RESET = 0x11
     READ = 0x22
+    READ_MEMORY = 0x23
     SECURITY = 0x27
+    COMMUNICATION = 0x28
+    AUTHENTICATION = 0x29
     WRITE = 0x2E
     ROUTINE = 0x31
     DOWNLOAD = 0x34
     TRANSFER = 0x36
     EXIT = 0x37
     TESTER_PRESENT = 0x3E
+    DTC_SETTING = 0x85
 
 
 class Session(IntEnum):
@@ -28,6 +37,8 @@ class Session(IntEnum):
 class Routine(IntEnum):
     CHECK_MEMORY = 0x0202
     CHECK_PRECONDITIONS = 0x0203
+    CONFIRM = 0x0210
+    ROLL_BACK = 0x0211
     ERASE = 0xFF00
     CHECK_DEPENDENCIES = 0xFF01
 
@@ -40,6 +51,12 @@ class Did(IntEnum):
     KIND = 0xF197
     SHA256 = 0xFD00
     IN_BOOTLOADER = 0xFD01
+    RUNNING_SLOT = 0xFD02
+    IMAGE_STATE = 0xFD03
+    SECURE_VERSION = 0xFD04
+    CHIP_ID = 0xFD05
+    CHIP_REVISION = 0xFD06
+    PASSIVE_SLOT = 0xFD07
 
 
 class Nrc(IntEnum):
@@ -56,6 +73,20 @@ class Nrc(IntEnum):
     INVALID_KEY = 0x35
     EXCEEDED_ATTEMPTS = 0x36
     TIME_DELAY = 0x37
+    CERTIFICATE_TIME = 0x50
+    CERTIFICATE_SIGNATURE = 0x51
+    CERTIFICATE_CHAIN = 0x52
+    CERTIFICATE_TYPE = 0x53
+    CERTIFICATE_FORMAT = 0x54
+    CERTIFICATE_CONTENT = 0x55
+    CERTIFICATE_SCOPE = 0x56
+    CERTIFICATE_INVALID = 0x57
+    OWNERSHIP = 0x58
+    CHALLENGE = 0x59
+    ACCESS_RIGHTS = 0x5A
+    SESSION_KEY = 0x5B
+    CONFIGURATION = 0x5C
+    DEAUTHENTICATION = 0x5D
     TRANSFER_SUSPENDED = 0x71
     PROGRAMMING_FAILURE = 0x72
     WRONG_COUNTER = 0x73
@@ -69,9 +100,29 @@ class Nrc(IntEnum):
 class Refused(Exception):
     """The request is answered negatively, with this code."""
 
-    def __init__(self, nrc: Nrc) -> None:
-        super().__init__(nrc.name)
+    def __init__(self, nrc: int) -> None:
+        super().__init__(f"{nrc:#04x}")
         self.nrc = nrc
+
+
+class Access(Protocol):
+    """What lets a tester in: a service with sub-functions, and the state that it leaves."""
+
+    unlocked: bool
+
+    @property
+    def sid(self) -> Sid: ...
+
+    @property
+    def sub_functions(self) -> frozenset[int]: ...
+
+    def power_on(self) -> None: ...
+
+    def lock(self) -> None: ...
+
+    def serve(self, body: bytes) -> bytes:
+        """Answer a request with one of the sub-functions; raises Refused."""
+        ...
 
 
 SUPPRESSED_WHEN_FUNCTIONAL = {
@@ -84,7 +135,6 @@ SUPPRESSED_WHEN_FUNCTIONAL = {
 """Clause 8.7: nobody says "not me" to a request that went to all."""
 
 SUPPRESS_POSITIVE = 0x80
-MOST_BLOCK_BYTES = 4095
 MOST_FINGERPRINT_BYTES = 32
 P2_TIMES = bytes.fromhex("003201F4")
 """P2 50 ms, P2* 500 times 10 ms, as session answers carry them (clause 10.2)."""
@@ -105,9 +155,33 @@ class Timing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Downloads:
+    """What a part can do with a download.
+
+    `block_bytes` is its maxNumberOfBlockLength (service and counter counted, clause 14.2). `pipelined`: a
+    block is answered before it is programmed, and the next one received meanwhile. `deflate`: format
+    0x10 is raw deflate in a window of 4 KiB.
+    """
+
+    block_bytes: int = 4095
+    pipelined: bool = False
+    deflate: bool = False
+
+    def __post_init__(self) -> None:
+        if not 6 <= self.block_bytes <= 0xFFFF:
+            raise ConfigError(f"block_bytes is {self.block_bytes}, not 6 to 65535")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EcuIdentity:
     """What the part says of itself."""
 
     kind: str
     hardware: str
     serial: str = "SIM-0001"
+
+
+def require_length(body: bytes, size: int) -> None:
+    """Refuse another length with 0x13."""
+    if len(body) != size:
+        raise Refused(Nrc.INCORRECT_LENGTH)

@@ -13,7 +13,8 @@ import struct
 from collections.abc import Callable
 
 from sim.mcu.flash import Flash
-from sim.mcu.memory import WORD
+from sim.mcu.memory import Area
+from sim.mcu.profile import Nrc, Refused, Sid, require_length
 
 SEED_BYTES = 16
 KEY_BYTES = 16
@@ -22,7 +23,6 @@ MOST_TRIES = 3
 
 _TRIED = struct.pack("<I", 0x5452_4945)
 _CLEARED = struct.pack("<I", 0x434C_5244)
-_ERASED = b"\xff" * WORD
 
 
 def key_of(secret: bytes, seed: bytes) -> bytes:
@@ -31,12 +31,18 @@ def key_of(secret: bytes, seed: bytes) -> bytes:
 
 
 class SecurityAccess:
-    """Seed, key, tries and delay of one ECU."""
+    """Seed, key, tries and delay of one ECU; `state` is where it keeps them, in whole sectors."""
 
-    def __init__(self, flash: Flash, secret: bytes, *, delay_s: float, clock: Callable[[], float]) -> None:
+    sid = Sid.SECURITY
+    sub_functions = frozenset({0x01, 0x02})
+
+    def __init__(
+        self, flash: Flash, state: Area, secret: bytes, *, delay_s: float, clock: Callable[[], float]
+    ) -> None:
         if len(secret) != SECRET_BYTES:
             raise ValueError(f"a security secret has {SECRET_BYTES} bytes, this one {len(secret)}")
         self._flash = flash
+        self._state = state
         self._secret = secret
         self._delay_s = delay_s
         self._clock = clock
@@ -47,8 +53,8 @@ class SecurityAccess:
     def power_on(self) -> None:
         """Read what earlier tries left; too many of them begin the delay again."""
         self.lock()
-        area = self._flash.memory.state
-        if any(self._flash.is_torn(one) for one in self._flash.memory.sectors_of(area.start, area.size)):
+        sectors = self._flash.memory.sectors_of(self._state.start, self._state.size)
+        if any(self._flash.is_torn(one) for one in sectors):
             # Whoever cut the power while a try was written gets the worst that it can have been.
             self._rewrite(MOST_TRIES)
         self._locked_until = self._clock() + self._delay_s if self._tries() >= MOST_TRIES else None
@@ -67,6 +73,19 @@ class SecurityAccess:
         self._locked_until = None
         self._append(_CLEARED)
         return False
+
+    def serve(self, body: bytes) -> bytes:
+        """Answer `27 01`, `27 02 key`; raises Refused."""
+        require_length(body, 1 if body[0] == 0x01 else 1 + KEY_BYTES)
+        if self.is_delayed():
+            raise Refused(Nrc.TIME_DELAY)
+        if body[0] == 0x01:
+            return bytes([Sid.SECURITY + 0x40, 0x01]) + self.seed()
+        if not self.awaits_key:
+            raise Refused(Nrc.SEQUENCE_ERROR)
+        if not self.try_key(body[1:]):
+            raise Refused(Nrc.EXCEEDED_ATTEMPTS if self.is_delayed() else Nrc.INVALID_KEY)
+        return bytes([Sid.SECURITY + 0x40, 0x02])
 
     def seed(self) -> bytes:
         """A fresh seed, or zeros when it is unlocked already."""
@@ -93,29 +112,32 @@ class SecurityAccess:
         return False
 
     def _words(self) -> list[bytes]:
-        area = self._flash.memory.state
-        content = self._flash.read(area.start, area.size)
-        return [content[at : at + WORD] for at in range(0, len(content), WORD)]
+        content = self._flash.read(self._state.start, self._state.size)
+        step = self._flash.memory.word_bytes
+        return [content[at : at + step] for at in range(0, len(content), step)]
 
     def _tries(self) -> int:
         """Words since the last cleared one; what is neither counts as a try."""
         tries = 0
         for word in self._words():
-            if word == _ERASED:
+            if word == self._word(b""):
                 break
-            tries = 0 if word == _CLEARED else tries + 1
+            tries = 0 if word == self._word(_CLEARED) else tries + 1
         return tries
 
+    def _word(self, value: bytes) -> bytes:
+        """A whole flash word."""
+        return value.ljust(self._flash.memory.word_bytes, b"\xff")
+
     def _append(self, word: bytes) -> None:
-        words = self._words()
-        if _ERASED not in words:
+        words, erased = self._words(), self._word(b"")
+        if erased not in words:
             self._rewrite(self._tries())
             words = self._words()
-        self._flash.write(self._flash.memory.state.start + words.index(_ERASED) * WORD, word)
+        self._flash.write(self._state.start + words.index(erased) * len(erased), self._word(word))
 
     def _rewrite(self, tries: int) -> None:
-        area = self._flash.memory.state
-        for sector in self._flash.memory.sectors_of(area.start, area.size):
+        for sector in self._flash.memory.sectors_of(self._state.start, self._state.size):
             self._flash.erase(sector)
         if tries:
-            self._flash.write(area.start, _TRIED * tries)
+            self._flash.write(self._state.start, self._word(_TRIED) * tries)

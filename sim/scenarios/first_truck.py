@@ -1,10 +1,11 @@
 """The first truck's story: from factory firmware to the release, through everything that goes wrong.
 
 An office (its own process), agents (a process each), and for every truck a CAN hub with a
-simulated STM32 and a slow link. The release goes to all; one truck first gets it tampered with in
-the firmware store, one truck's link is cut in the middle of its download, one truck's agent is killed
-while it flashes. The story ends by itself; what it reports is read from the office's API and from
-the MCUs' flash, never from what this program thinks it did.
+simulated MCU (an STM32; on every third truck an ESP32 with two slots) and a slow link. The release
+goes to all; one truck first gets it tampered with in the firmware store, one truck's link is cut in the
+middle of its download, one truck's agent is killed while it flashes. The story ends by itself; what
+it reports is read from the office's API and from the MCUs' flash, never from what this program thinks
+it did.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from shared.release import FirmwareSpec
 from shared.states import JOB_TERMINAL, JobState
 from shared.trust.document import make_document
 from shared.trust.keys import load_signer, new_key
-from sim.mcu.images import build_image
 from sim.scenarios.office import OfficeFailed, OfficeProcess
-from sim.scenarios.truck import COMPONENT, HARDWARE, KIND, SLOT_BASE, DemoTruck
+from sim.scenarios.truck import BODY, BRAKE, DemoTruck, Product
 
 MOST_TRUCKS = 50
+PRODUCTS = (BRAKE, BODY)
 OLD_VERSION, NEW_VERSION = "1.0.0", "1.1.0"
 IMAGE_BYTES = 96 * 1024
 LINK_BYTES_PER_S = 96 * 1024
@@ -117,14 +118,14 @@ class Story:
         self._picture = Picture()
         self._private, self.public = new_key()
         self._jobs: dict[str, list[str]] = {}
-        self.old = self._sign(OLD_VERSION, counter=1)
-        self.new = self._sign(NEW_VERSION, counter=2)
+        self._old = {one: self._sign(one, OLD_VERSION, counter=1) for one in PRODUCTS}
+        self._new = {one: self._sign(one, NEW_VERSION, counter=2) for one in PRODUCTS}
 
-    def _sign(self, version: str, *, counter: int) -> Firmware:
-        image = build_image(version, IMAGE_BYTES, SLOT_BASE)
+    def _sign(self, product: Product, version: str, *, counter: int) -> Firmware:
+        image = product.image(version, IMAGE_BYTES)
         spec = FirmwareSpec(
-            kind=KIND,
-            hardware=(HARDWARE,),
+            kind=product.kind,
+            hardware=(product.hardware,),
             version=version,
             release_counter=counter,
             length=len(image),
@@ -154,8 +155,8 @@ class Story:
         return row
 
     async def publish(self) -> None:
-        """Both versions, as a release engineer does."""
-        for firmware in (self.old, self.new):
+        """Both versions for each kind of ECU, as a release engineer does."""
+        for firmware in (*self._old.values(), *self._new.values()):
             await self._office.call(
                 "POST",
                 "/api/v1/firmwares",
@@ -165,14 +166,17 @@ class Story:
                 },
             )
 
-    async def enrol(self, device_id: str, stack: AsyncExitStack) -> DemoTruck:
+    async def enrol(self, device_id: str, product: Product, stack: AsyncExitStack) -> DemoTruck:
         """A truck fresh from the factory, known to the office and connected to it."""
+        old = self._old[product]
         await self._office.call(
             "POST",
             "/api/v1/devices",
             json={
                 "device_id": device_id,
-                "components": [{"component": COMPONENT, "kind": KIND, "hardware": HARDWARE}],
+                "components": [
+                    {"component": product.component, "kind": product.kind, "hardware": product.hardware}
+                ],
             },
         )
         token = (await self._office.call("POST", f"/api/v1/devices/{device_id}/enrolment-tokens"))["token"]
@@ -181,9 +185,10 @@ class Story:
                 self._folder / device_id,
                 device_id,
                 self._office,
+                product=product,
                 firmware_key=self.public,
-                image=self.old.image,
-                document=self.old.document,
+                image=old.image,
+                document=old.document,
                 link_bytes_per_s=LINK_BYTES_PER_S,
             )
         )
@@ -201,12 +206,13 @@ class Story:
 
         await self._until(known, f"{device_id} to say what it runs")
 
-    async def order(self, device_id: str) -> str:
+    async def order(self, truck: DemoTruck) -> str:
         """A job for the new version."""
+        device_id = truck.device_id
         job = await self._office.call(
             "POST",
             "/api/v1/jobs",
-            json={"device_id": device_id, "component": COMPONENT, "version": NEW_VERSION},
+            json={"device_id": device_id, "component": truck.product.component, "version": NEW_VERSION},
             headers={"Idempotency-Key": secrets.token_hex(8)},
         )
         job_id: str = job["job_id"]
@@ -241,14 +247,15 @@ class Story:
     async def refuse_tampered(self, truck: DemoTruck) -> None:
         """Someone who holds the firmware store changes one bit; the truck must not install it."""
         self.note(truck.device_id, "its image was tampered with in the store")
-        stored = self._office.stored_image(self.new.sha256)
-        tampered = bytearray(self.new.image)
+        new = self._new[truck.product]
+        stored = self._office.stored_image(new.sha256)
+        tampered = bytearray(new.image)
         tampered[len(tampered) // 2] ^= 1
         await asyncio.to_thread(replace_bytes, stored, bytes(tampered))
         try:
-            state = await self.wait_end(await self.order(truck.device_id))
+            state = await self.wait_end(await self.order(truck))
         finally:
-            await asyncio.to_thread(replace_bytes, stored, self.new.image)
+            await asyncio.to_thread(replace_bytes, stored, new.image)
         self.note(truck.device_id, f"refused the tampered image: {state}; now the good one")
 
     async def cut_link(self, truck: DemoTruck) -> None:
@@ -289,7 +296,7 @@ class Story:
             device_id=truck.device_id,
             jobs=tuple(jobs),
             mcu_sha256=hashlib.sha256(truck.mcu_content(IMAGE_BYTES)).hexdigest(),
-            expected_sha256=self.new.sha256,
+            expected_sha256=self._new[truck.product].sha256,
             statuses=len(message_ids),
             duplicates=len(message_ids) - len(set(message_ids)),
         )
@@ -328,7 +335,10 @@ async def play(folder: Path, *, trucks: int, show: Callable[[Picture], None]) ->
         story.stage("publishing two signed versions, enrolling trucks")
         await story.publish()
         names = [f"truck-{number:03}" for number in range(1, trucks + 1)]
-        fleet = await asyncio.gather(*(story.enrol(name, stack) for name in names))
+        products = [PRODUCTS[number % 3 // 2] for number in range(trucks)]
+        fleet = await asyncio.gather(
+            *(story.enrol(name, product, stack) for name, product in zip(names, products, strict=True))
+        )
         await asyncio.gather(*(story.wait_connected(name) for name in names))
         cut, killed, tampered = (fleet[n % trucks] for n in (0, 1, 2))
 
@@ -340,7 +350,7 @@ async def play(folder: Path, *, trucks: int, show: Callable[[Picture], None]) ->
             asyncio.create_task(story.cut_link(cut), name="fault.cut"),
             asyncio.create_task(story.kill_agent(killed), name="fault.kill"),
         ]
-        jobs = [await story.order(truck.device_id) for truck in fleet]
+        jobs = [await story.order(truck) for truck in fleet]
         await asyncio.gather(*(story.wait_end(job_id) for job_id in jobs), *faults)
 
         story.stage("reading every MCU's flash")

@@ -7,21 +7,51 @@ import signal
 import subprocess
 import sys
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from control_plane.embedded import child
 from shared.errors import OtaError
 from sim.link import Link
+from sim.mcu.esp_images import build_esp_image
+from sim.mcu.images import build_image
 from sim.mcu.memory import DEFAULT_MAP
 from sim.scenarios.office import OfficeProcess
-from sim.truck import COMPONENT, HARDWARE, KIND, Bench, TruckSettings, powered, write_agent_config
+from sim.truck import (
+    COMPONENT,
+    ESP32_UDS,
+    HARDWARE,
+    KIND,
+    STM32_UDS,
+    Bench,
+    TruckSettings,
+    powered,
+    write_agent_config,
+)
 
-__all__ = ["COMPONENT", "HARDWARE", "KIND", "SLOT_BASE", "AgentFailed", "DemoTruck"]
-
-SLOT_BASE = DEFAULT_MAP.slot.start
 ENROL_WITHIN_S = 60.0
 STOP_WITHIN_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """A kind of ECU that trucks have: what it is called and how it is flashed."""
+
+    component: str
+    kind: str
+    hardware: str
+    flasher: str
+
+    def image(self, version: str, nbytes: int) -> bytes:
+        """An image of it."""
+        if self.flasher == ESP32_UDS:
+            return build_esp_image(version=version, nbytes=nbytes)
+        return build_image(version, nbytes, DEFAULT_MAP.slot.start)
+
+
+BRAKE = Product(component=COMPONENT, kind=KIND, hardware=HARDWARE, flasher=STM32_UDS)
+BODY = Product(component="body", kind="body-controller", hardware="rev-c", flasher=ESP32_UDS)
 
 
 class AgentFailed(OtaError):
@@ -43,12 +73,14 @@ class DemoTruck:
         device_id: str,
         office: OfficeProcess,
         *,
+        product: Product,
         firmware_key: bytes,
         image: bytes,
         document: bytes,
         link_bytes_per_s: float,
     ) -> None:
         self.device_id = device_id
+        self.product = product
         self._folder = folder
         self._factory = {"factory.bin": image, "factory.json": document, "firmware-key.pub": firmware_key}
         self._http = Link(office.http_host, office.http_port, down_bytes_per_s=link_bytes_per_s)
@@ -70,6 +102,10 @@ class DemoTruck:
                 office_url=f"http://127.0.0.1:{self._http.port}",
                 mqtt_port=self._mqtt.port,
                 firmware_keys=(self._folder / "firmware-key.pub",),
+                component=self.product.component,
+                kind=self.product.kind,
+                hardware=self.product.hardware,
+                flasher=self.product.flasher,
                 image=self._folder / "factory.bin",
                 document=self._folder / "factory.json",
             )
@@ -135,11 +171,11 @@ class DemoTruck:
 
     @property
     def programmed_bytes(self) -> int:
-        """Bytes that the MCU has written to its slot since the last erase."""
+        """Bytes that the MCU has written to a slot since the last erase."""
         assert self._bench is not None
         return self._bench.mcu.programmed_bytes
 
     def mcu_content(self, size: int) -> bytes:
-        """The first `size` bytes of the MCU's slot: what is really there."""
+        """The first `size` bytes of what the MCU runs: what is really there."""
         assert self._bench is not None
-        return self._bench.mcu.content(size)
+        return self._bench.running_content(size)

@@ -100,8 +100,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.timeout(400)
 def test_the_tour_works_as_it_stands(folder: Path) -> None:
-    assert [number for number, _ in blocks()] == [1, 2, 3, 2]
-    (_, office), (_, release), (_, truck), (_, order) = blocks()
+    assert [number for number, _ in blocks()] == [1, 2, 3, 2, 4, 5, 2]
+    (_, office), (_, release), (_, truck), (_, order) = blocks()[:4]
     running: list[Terminal] = []
     try:
         running.append(Terminal(folder, office, folder / "office.log"))
@@ -115,6 +115,28 @@ def test_the_tour_works_as_it_stands(folder: Path) -> None:
         assert ordered.returncode == 0, ordered.stdout + ordered.stderr
         assert "is done" in ordered.stdout
         assert '"state":"done"' in ordered.stdout
+        for terminal in reversed(running):
+            terminal.interrupt()
+        assert "Traceback" not in "".join(terminal.log.read_text() for terminal in running)
+    finally:
+        for terminal in running:
+            terminal.kill()
+
+
+@pytest.mark.timeout(400)
+def test_the_bench_works_as_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "quarry").symlink_to(CHECKOUT / "quarry")
+    (tmp_path / "tour").mkdir()
+    (_, bus), (_, mcu), (_, flash) = blocks()[4:]
+    running: list[Terminal] = []
+    try:
+        for commands, log in ((bus, "bus.log"), (mcu, "mcu.log")):
+            running.append(Terminal(tmp_path, commands, tmp_path / log))
+            running[-1].wait_for("ready:")
+        flashed = at_terminal_2(tmp_path, flash)
+        assert flashed.returncode == 0, flashed.stdout + flashed.stderr
+        assert "2.0.0" in flashed.stdout
+        assert (tmp_path / "tour" / "frames.log").stat().st_size > 0
         for terminal in reversed(running):
             terminal.interrupt()
         assert "Traceback" not in "".join(terminal.log.read_text() for terminal in running)

@@ -41,6 +41,7 @@ from shared.trust.document import make_document
 from shared.trust.keys import load_signer, new_key
 from sim.mcu.images import build_image
 from sim.mcu.memory import DEFAULT_MAP
+from sim.mcu.server import Stm32Mcu
 from sim.truck import COMPONENT, HARDWARE, KIND, Bench, TruckSettings, powered, write_agent_config
 
 DEVICE = "truck-1"
@@ -213,11 +214,12 @@ class Quarry:
         return max(self.statuses.values(), key=lambda one: one.seq)
 
     def holds_new(self) -> bool:
-        return self.bench.mcu.content(IMAGE_BYTES) == self.new
+        return self.bench.running_content(IMAGE_BYTES) == self.new
 
     @property
     def boots(self) -> str:
         """The version that the bootloader, asked as at a power-up, would start."""
+        assert isinstance(self.bench.mcu, Stm32Mcu)
         spec = self.bench.mcu.boots().spec
         return "nothing" if spec is None else spec.version
 

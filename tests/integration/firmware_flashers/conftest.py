@@ -31,7 +31,9 @@ SECRET = bytes(range(32))
 PRIVATE, PUBLIC = new_key()
 OTHER_PRIVATE, _ = new_key()
 
-PATIENT = UdsTiming(margin_s=0.8, request_s=5.0, boot_s=5.0, reset_pause_s=0.02, busy_wait_s=0.01)
+PATIENT = UdsTiming(
+    margin_s=0.8, request_s=5.0, boot_s=5.0, reset_pause_s=0.02, busy_wait_s=0.01, security_delay_s=0.2
+)
 HASTY = UdsTiming(
     margin_s=0.1,
     flow_control_s=0.2,

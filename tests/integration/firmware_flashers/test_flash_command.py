@@ -16,11 +16,22 @@ import pytest
 from sim.mcu.boot import Verdict
 from sim.mcu.faults import Faults
 
+QUICK = """
+protocol = "stm32-uds"
+[can]
+tx_id = 0x7E0
+rx_id = 0x7E8
+[profile.timing]
+margin_s = 0.3
+boot_s = 3.0
+flow_control_s = 0.3
+"""
 RUN = "import sys; from cli.main import dispatch; sys.exit(dispatch(['flash', *sys.argv[1:]]))"
 
 
 def quarry_flash(truck: Any, verb: str, *more: str, **changes: str) -> subprocess.CompletedProcess[str]:
     options = {
+        "profile": "stm32-uds",
         "interface": truck.interface,
         "channel": truck.channel,
         "kind": "brake-controller",
@@ -51,7 +62,7 @@ def files(truck: Any, image: Any) -> list[str]:
 def quick(hub_truck: Any) -> Any:
     """The truck, and a profile file that does not wait long for an ECU that says nothing."""
     hub_truck.profile_file = hub_truck.folder / "quick.toml"
-    hub_truck.profile_file.write_text("[timing]\nmargin_s = 0.3\nboot_s = 3.0\nflow_control_s = 0.3\n")
+    hub_truck.profile_file.write_text(QUICK)
     return hub_truck
 
 
@@ -75,12 +86,13 @@ def test_another_ecu_than_named_is_shown_and_told(quick: Any) -> None:
     told = quarry_flash(quick, "identify", "--json", hardware="B9")
     assert told.returncode == 4
     assert json.loads(told.stdout)["ecu"]["hardware"] == "B2"
-    assert "not brake-controller B9" in told.stderr
+    assert "hardware is B2, not B9" in told.stderr
 
 
 def test_ctrl_c_in_the_middle_says_what_to_do(quick: Any) -> None:
     image = quick.image("2.0.0", 440 * 1024)
-    words = [*("--interface", quick.interface, "--channel", quick.channel), *files(quick, image)]
+    words = ["--profile", "stm32-uds", "--interface", quick.interface, "--channel", quick.channel]
+    words += files(quick, image)
     words += ["--kind", "brake-controller", "--hardware", "B2", "--security-secret", str(quick.secret_file)]
     with subprocess.Popen(
         [sys.executable, "-P", "-c", RUN, "write", *words], stderr=subprocess.PIPE, text=True
@@ -127,20 +139,20 @@ def test_without_a_public_key_nothing_is_written(quick: Any) -> None:
 
 
 def test_a_failure_before_and_after_the_erase_have_their_own_codes(quick: Any) -> None:
-    profile = ("--profile", str(quick.profile_file))
+    profile = {"profile": str(quick.profile_file)}
     quick.mcu.order(Faults(moving=True))
-    before = quarry_flash(quick, "write", *files(quick, quick.new), *profile)
+    before = quarry_flash(quick, "write", *files(quick, quick.new), **profile)
     assert before.returncode == 1
     assert "standstill" in before.stderr
     assert quick.mcu.boots().spec == quick.old.spec
     quick.mcu.order(Faults(power_cut_at_byte=700))
-    after = quarry_flash(quick, "write", *files(quick, quick.new), *profile)
+    after = quarry_flash(quick, "write", *files(quick, quick.new), **profile)
     assert after.returncode == 3
     assert "Traceback" not in after.stderr
     quick.mcu.order(Faults())
     quick.mcu.power_cycle()
     assert quick.mcu.boots().verdict is not Verdict.BOOTABLE
-    again = quarry_flash(quick, "write", *files(quick, quick.new), *profile)
+    again = quarry_flash(quick, "write", *files(quick, quick.new), **profile)
     assert again.returncode == 0, again.stderr
 
 
@@ -161,7 +173,9 @@ async def test_the_command_and_the_agent_never_share_an_interface(quick: Any) ->
         ({"hardware": "B 2"}, "hardware"),
         ({"security_secret": "/nonexistent"}, "security_secret_file"),
         ({"profile": "/nonexistent"}, "profile"),
-        ({"flasher": "jtag"}, "flasher"),
+        ({"trace": "frames.txt"}, "suffix"),
+        ({"tx_id": "0x7E8"}, "rx_id"),
+        ({"rx_id": "0x18DAF110"}, "rx_id"),
         ({"bitrate": "1"}, "bitrate"),
     ],
 )
@@ -174,7 +188,7 @@ def test_wrong_use_names_its_key(quick: Any, changes: dict[str, str], said: str)
 
 def test_a_profile_with_an_unknown_key_is_wrong_use(quick: Any) -> None:
     path = Path(quick.folder) / "bad.toml"
-    path.write_text("[timing]\np9_s = 1\n")
-    refused = quarry_flash(quick, "identify", "--profile", str(path))
+    path.write_text('protocol = "stm32-uds"\n[profile.timing]\np9_s = 1\n')
+    refused = quarry_flash(quick, "identify", profile=str(path))
     assert refused.returncode == 2
-    assert "profile.timing.p9_s" in refused.stderr
+    assert f"{path}: profile.timing.p9_s" in refused.stderr

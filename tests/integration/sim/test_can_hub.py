@@ -17,8 +17,9 @@ from pathlib import Path
 import can
 import pytest
 
+from sim.can_bits import classic_bits, fd_bits
 from sim.can_bus import HubBus, HubError, HubServer, hub_in_thread
-from sim.can_frames import EXTENDED, REMOTE, bits_of
+from sim.can_frames import FD, FRAME, GREETING, MAGIC, VERSION
 
 COUNT = 20_000
 
@@ -133,7 +134,6 @@ def test_bursts_between_three_processes_lose_nothing(path: Path, open_bus: Open)
             nexts[got.arbitration_id] += 1
         assert [said(one), said(two)] == ["whole", "whole"]
         assert hub.frames == 3 * COUNT
-        assert hub.bits == 3 * COUNT * 111
 
 
 def sends(bus: HubBus, message: can.Message) -> bool:
@@ -211,18 +211,120 @@ def test_a_paced_bus_takes_the_time_of_its_bits(path: Path, open_bus: Open) -> N
         for number in range(100):
             sender.send(frame(number))
         assert numbers(reader, 100) == list(range(100))
+        bits = sum(classic_bits(0x7E0, False, frame(number).data) for number in range(100))
         # Not a measurement: no machine is so slow that frames come before the wire lets them.
-        assert time.monotonic() - began >= 100 * 111 / 50_000 - 0.002
-        assert hub.bits == 100 * 111
+        assert time.monotonic() - began >= bits / 50_000 - 0.002
+        assert hub.bus_s == pytest.approx(bits / 50_000)
 
 
-@pytest.mark.parametrize(
-    ("can_id", "dlc", "bits"),
-    [(0x7E0, 8, 111), (0x7E0, 0, 47), (EXTENDED | 0x18DAF110, 8, 131), (REMOTE | 0x100, 8, 47)],
-    ids=["11 bit", "empty", "29 bit", "remote"],
-)
-def test_bits_of_a_frame(can_id: int, dlc: int, bits: int) -> None:
-    assert bits_of(can_id, dlc) == bits
+# --- CAN FD -------------------------------------------------------------------------------------
+
+FD_LENGTHS = (0, 1, 7, 8, 12, 16, 20, 24, 32, 48, 64)
+
+
+def fd_frame(size: int, *, extended: bool = False, brs: bool = True, esi: bool = False) -> can.Message:
+    return can.Message(
+        arbitration_id=0x18DAF110 if extended else 0x7E0,
+        data=bytes(range(size)),
+        is_extended_id=extended,
+        is_fd=True,
+        bitrate_switch=brs,
+        error_state_indicator=esi,
+    )
+
+
+@pytest.mark.parametrize("paced", [False, True], ids=["unpaced", "paced"])
+def test_fd_frames_pass_beside_classic_ones(path: Path, paced: bool) -> None:
+    """In one order for all; a classic endpoint sees the classic ones only, and hears of no other."""
+    rates = {"bitrate": 1_000_000, "data_bitrate": 8_000_000} if paced else {}
+    sent = [
+        one
+        for size in FD_LENGTHS
+        for one in (
+            fd_frame(size),
+            fd_frame(size, extended=True, brs=False, esi=True),
+            frame(size),
+            can.Message(arbitration_id=0x100, dlc=4, is_remote_frame=True, is_extended_id=False),
+        )
+    ]
+    with (
+        hub_in_thread(path, **rates) as hub,
+        HubBus(path, fd=True) as sender,
+        HubBus(path, fd=True, receive_own_messages=True) as reader,
+        HubBus(path, receive_own_messages=True) as classic,
+    ):
+        for one in sent:
+            sender.send(one)
+        for one in sent:
+            got = reader.recv(20)
+            assert got is not None
+            assert got.equals(one, timestamp_delta=None, check_channel=False, check_direction=False)
+        for one in sent:
+            if one.is_fd:
+                continue
+            got = classic.recv(20)
+            assert got is not None
+            assert got.equals(one, timestamp_delta=None, check_channel=False, check_direction=False)
+        reader.send(fd_frame(64))
+        own = reader.recv(20)
+        assert own is not None
+        assert (bytes(own.data), own.is_rx, own.is_fd) == (bytes(range(64)), False, True)
+        assert classic.recv(0) is None
+        assert hub.frames == len(sent) + 1
+
+
+def test_a_paced_bus_switches_the_rate_of_fd_frames(path: Path) -> None:
+    with (
+        hub_in_thread(path, bitrate=100_000, data_bitrate=1_000_000) as hub,
+        HubBus(path, fd=True, bitrate=100_000, data_bitrate=1_000_000) as sender,
+        HubBus(path, fd=True) as reader,
+    ):
+        began = time.monotonic()
+        for brs in (True, False):
+            sender.send(fd_frame(64, brs=brs))
+            assert reader.recv(20) is not None
+        slow, fast = fd_bits(0x7E0, False, bytes(range(64)), True)
+        nominal, _ = fd_bits(0x7E0, False, bytes(range(64)), False)
+        takes_s = (slow + nominal) / 100_000 + fast / 1_000_000
+        assert time.monotonic() - began >= takes_s - 0.002
+        assert hub.bus_s == pytest.approx(takes_s)
+
+
+def test_bursts_of_fd_frames_lose_nothing(path: Path) -> None:
+    """Frames of all lengths, cut anywhere by the socket, from two sides at once."""
+    count = 3000
+    with hub_in_thread(path), HubBus(path, fd=True) as one, HubBus(path, fd=True) as other:
+
+        def burst(bus: HubBus, seen: list[bytes]) -> None:
+            for number in range(count):
+                size = FD_LENGTHS[number % len(FD_LENGTHS)]
+                data = (number.to_bytes(4, "big") * 16)[:size]
+                bus.send(can.Message(arbitration_id=0x7E0, data=data, is_extended_id=False, is_fd=True))
+            while len(seen) < count and (got := bus.recv(20)):
+                seen.append(bytes(got.data))
+
+        seen: tuple[list[bytes], list[bytes]] = ([], [])
+        threads = [
+            threading.Thread(target=burst, args=(one, seen[0])),
+            threading.Thread(target=burst, args=(other, seen[1])),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        expected = [
+            (number.to_bytes(4, "big") * 16)[: FD_LENGTHS[number % len(FD_LENGTHS)]]
+            for number in range(count)
+        ]
+        assert seen == (expected, expected)
+
+
+def test_an_fd_endpoint_is_frozen_after_its_nth_frame(path: Path) -> None:
+    with hub_in_thread(path) as hub, HubBus(path, fd=True) as victim, HubBus(path, fd=True) as other:
+        hub.freeze_after(2, arbitration_id=0x7E0)
+        for size in (12, 64, 8, 48):
+            victim.send(fd_frame(size))
+        assert [len(got.data) for got in iter(lambda: other.recv(0.05), None)] == [12, 64]
 
 
 # --- wrong places and wrong peers ---------------------------------------------------------------
@@ -242,6 +344,8 @@ def test_paths_that_can_not_be_are_named(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
     with pytest.raises(HubError, match="bitrate 5"):
         HubServer(tmp_path / "can.sock", bitrate=5)
+    with pytest.raises(HubError, match="data_bitrate 2000000"):
+        HubServer(tmp_path / "can.sock", data_bitrate=2_000_000)
 
 
 def test_no_second_hub_takes_a_place_that_is_taken(path: Path, open_bus: Open) -> None:
@@ -265,6 +369,10 @@ def test_a_dead_hubs_socket_is_taken_over(path: Path, open_bus: Open) -> None:
         assert hub.endpoints == 1
 
 
+HELLO = GREETING.pack(MAGIC, VERSION, 0, 0, 0, 0)
+HELLO_FD = GREETING.pack(MAGIC, VERSION, FD, 0, 0, 0)
+
+
 def wait_end(stranger: socket.socket) -> None:
     """Until the hub ends this connection; a time-out of the socket fails the test."""
     with suppress(ConnectionResetError):
@@ -277,8 +385,12 @@ def test_whoever_does_not_speak_the_hubs_language_is_dropped(path: Path, open_bu
         one, other = open_bus(), open_bus()
         for words in (
             b"GET / HTTP/1.1\r\n\r\n",
-            b"QHUB\x02\0\0\0\0\0\0\0",
-            b"QHUB\x01\0\0\0\0\0\0\0" + b"\xff" * 16,
+            b"QHUB\x01\0\0\0\0\0\0\0\0\0\0\0",
+            HELLO + b"\xff" * 16,
+            HELLO + FRAME.pack(0x7E0, 8, FD, bytes(8)),
+            HELLO_FD + FRAME.pack(0x7E0, 9, FD, bytes(8)),
+            HELLO_FD + FRAME.pack(0x7E0, 8, 0x80, bytes(8)),
+            HELLO_FD + FRAME.pack(0x800, 64, FD, bytes(8)) + bytes(64),
         ):
             with socket.socket(socket.AF_UNIX) as stranger:
                 stranger.settimeout(20)
@@ -319,13 +431,14 @@ def test_the_end_of_the_hub_is_told(path: Path, open_bus: Open) -> None:
 
 def test_what_the_bus_does_not_carry_is_refused(path: Path, open_bus: Open) -> None:
     with hub_in_thread(path, bitrate=500_000):
-        with pytest.raises(can.CanInitializationError, match="FD"):
-            HubBus(path, fd=True)
         with pytest.raises(can.CanInitializationError, match="the hub's is 500000"):
             HubBus(path, bitrate=250_000)
+        with pytest.raises(can.CanInitializationError, match="data_bitrate 2000000"):
+            HubBus(path, fd=True, data_bitrate=2_000_000)
         bus = open_bus()
         for message in (
-            can.Message(is_fd=True, data=bytes(12), is_extended_id=False),
+            fd_frame(12),
+            can.Message(data=bytes(9), is_extended_id=False, check=False),
             can.Message(is_error_frame=True),
             can.Message(arbitration_id=0x800, is_extended_id=False, check=False),
         ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import selectors
@@ -11,15 +12,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import can
 import pytest
 import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from cli.main import dispatch
+from shared.release import FirmwareSpec
+from shared.trust.document import make_document
+from shared.trust.keys import load_signer
 from sim.mcu.images import build_image
+from sim.truck import HARDWARE, KIND
 
 SLOT = 0x0801_0000
 READY_WITHIN_S = 60.0
@@ -147,6 +157,72 @@ def test_faults_are_ordered_on_the_command_line(run: Run, files: dict[str, Path]
     tester.close()
 
 
+def test_an_esp32_by_can_fd_29_bit_ids_and_a_certificate(
+    run: Run, files: dict[str, Path], tmp_path: Path, keys: tuple[bytes, bytes]
+) -> None:
+    image = tmp_path / "esp.bin"
+    assert call("image", "--kind", "esp32", "--version", "3.0.0", "--bytes", 8192, "--out", image) == 0
+    document, ca = sign_for(image, keys[0]), certificate_authority()
+    (tmp_path / "esp.json").write_bytes(document)
+    (tmp_path / "ca.pem").write_bytes(ca)
+    run("bus", "--socket", files["can.sock"]).ready()
+    mcu = run(
+        *("mcu", "esp32-uds", "--interface", "quarry-hub", "--channel", files["can.sock"]),
+        *("--flash", tmp_path / "esp.flash", "--public-key", files["key.pub"], "--ca", tmp_path / "ca.pem"),
+        *("--image", image, "--document", tmp_path / "esp.json", "--fd", "--tx-id", "0x18DA10F1"),
+        *("--rx-id", "0x18DAF110", "--functional-id", "0x18DB33F1", "--block-bytes", 514),
+        *("--block-size", 4, "--st-min", "0xF3", "--fault", "refuse_at_request=2"),
+        *("--fault", "refuse_with=0x93"),
+    )
+    assert mcu.ready().endswith("runs 3.0.0 from slot 0")
+    with ExitStack() as stack:
+        bus = stack.enter_context(
+            can.Bus(str(files["can.sock"]), interface="quarry-hub", fd=True, ignore_config=True)
+        )
+
+        def ask(data: str) -> str:
+            frame = bytes.fromhex(data)
+            frame = (bytes([len(frame)]) + frame).ljust(8, b"\xcc")
+            bus.send(can.Message(arbitration_id=0x18DA10F1, data=frame, is_fd=True, bitrate_switch=True))
+            got = bus.recv(10)
+            assert got is not None
+            assert (got.arbitration_id, got.is_fd, got.is_extended_id) == (0x18DAF110, True, True)
+            # A single frame; its length has a byte of its own in long frames.
+            size, start = (got.data[0], 1) if got.data[0] else (got.data[1], 2)
+            return bytes(got.data[start : start + size]).hex()
+
+        assert ask("22fd02") == "62fd0200"
+        assert ask("22fd02") == "7f2293"
+        assert ask("22fd07") == "62fd07" + "0011000000100000" + "0021400000004000"
+        assert ask("2701") == "7f2711"
+        assert ask("1003")[:4] == "5003"
+        assert ask("2908") == "690802"
+
+
+def sign_for(image: Path, private: bytes) -> bytes:
+    """The document of an image for the kind and hardware that the commands take by default."""
+    data = image.read_bytes()
+    spec = FirmwareSpec(
+        kind=KIND,
+        hardware=(HARDWARE,),
+        version="3.0.0",
+        release_counter=1,
+        length=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+    return make_document(spec, load_signer(private), datetime(2035, 1, 1, tzinfo=UTC))
+
+
+def certificate_authority() -> bytes:
+    """A CA's certificate in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "workshop CA")])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + timedelta(days=1))
+    return builder.sign(key, SHA256()).public_bytes(Encoding.PEM)
+
+
 def test_an_image_is_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "image.bin"
     assert call("image", "--version", "2.0.0", "--out", out, "--bytes", 4096) == 0
@@ -191,11 +267,37 @@ def test_wrong_use_is_one_sentence(
         "bad secret": ([*mcu_words(files), "--security-secret", tmp_path / "short"], 1, "secret"),
         "no folder for the bus": (["bus", "--socket", tmp_path / "no" / "s"], 1, "No such file"),
         "long path for the bus": (["bus", "--socket", tmp_path / ("x" * 120)], 1, "is over 107"),
+        "data bit rate alone": (
+            ["bus", "--socket", tmp_path / "s", "--data-bitrate", 2_000_000],
+            1,
+            "without a bitrate",
+        ),
         "bit rate": (["bus", "--socket", tmp_path / "s", "--bitrate", 5], 1, "bitrate 5"),
         "image too small": (["image", "--version", "1", "--out", out, "--bytes", 8], 1, "8 bytes"),
         "image too large": (["image", "--version", "1", "--out", out, "--bytes", 2**20], 1, "over the slot"),
         "image without version": (["image", "--out", out], 2, "Missing option"),
         "bytes that are no number": (["image", "--version", "1", "--out", out, "--bytes", "x"], 2, "--bytes"),
+        "both ways in": ([*mcu_words(files), "--ca", files["key.pub"]], 1, "the one or the other"),
+        "no way in": (
+            ["mcu", "esp32-uds", "--interface", "x", "--channel", "y", "--public-key", files["key.pub"]],
+            1,
+            "security_secret or security_ca",
+        ),
+        "an id that is none": ([*mcu_words(files), "--tx-id", "seven"], 2, "is not a number"),
+        "ids of two lengths": ([*mcu_words(files), "--tx-id", "0x18DA10F1"], 1, "CAN ids"),
+        "a block of nothing": ([*mcu_words(files), "--block-bytes", 5], 1, "block_bytes is 5"),
+        "STmin": ([*mcu_words(files), "--st-min", "0x100"], 1, "st_min"),
+        "esp image of odd size": (
+            ["image", "--kind", "esp32", "--version", "1", "--out", out, "--bytes", 1030],
+            1,
+            "a multiple of 16",
+        ),
+        "esp image too large": (
+            ["image", "--kind", "esp32", "--version", "1", "--out", out, "--bytes", 2**21],
+            1,
+            "over the slot",
+        ),
+        "image of no kind": (["image", "--kind", "z80", "--version", "1", "--out", out], 2, "z80"),
         "mcu of no kind": (["mcu", "z80"], 2, "z80"),
         "truck without office": (["truck", "--data", tmp_path], 2, "Missing option"),
     }

@@ -22,6 +22,8 @@ from sim.mcu.images import build_image
 from sim.mcu.profile import EcuIdentity
 from sim.mcu.security import key_of
 from sim.mcu.server import factory
+from sim.mcu.stm32_uds import Stm32Uds
+from sim.mcu.uds_server import Surroundings
 
 SECRET = bytes(32)
 SLOT = 0x0801_0000
@@ -52,17 +54,16 @@ class Bench:
     def __init__(self, settings: McuSettings, flash: Flash) -> None:
         self._settings = settings
         self.flash = flash
-        self.part: Part
+        self.part: Part[Stm32Uds]
         self.power_on()
 
     def power_on(self) -> None:
         self.part = assemble(
             self._settings,
             self.flash,
-            faults=FaultState(Faults()),
-            clock=lambda: 0.0,
-            wait=lambda _: None,
-            restart=lambda: None,
+            Surroundings(
+                faults=FaultState(Faults()), clock=lambda: 0.0, wait=lambda _: None, restart=lambda: None
+            ),
         )
 
     def ask(self, request: bytes) -> bytes:

@@ -13,6 +13,9 @@ import pytest
 from edge_agent.addresses import tls_context
 from edge_agent.config import AgentConfig, Office, load_config
 from edge_agent.sections import MOST_CONFIG_BYTES
+from firmware_flashers.jetson_settings import JetsonSettings
+from firmware_flashers.registry import EcuSettings
+from firmware_flashers.uds_profile import UdsProfile
 from shared.errors import ConfigError
 from shared.trust.keys import new_key
 
@@ -56,6 +59,10 @@ def load(folder: Path, text: str) -> AgentConfig:
     return load_config(file)
 
 
+def ecus(config: AgentConfig) -> list[EcuSettings]:
+    return [one for one in config.components if isinstance(one, EcuSettings)]
+
+
 def test_a_good_file_becomes_one_frozen_value(folder: Path) -> None:
     config = load(folder, GOOD)
     assert config.data_dir == folder / "data"
@@ -66,7 +73,7 @@ def test_a_good_file_becomes_one_frozen_value(folder: Path) -> None:
     assert config.vehicle.source == "bench"
     assert config.policy.need_parked
     assert config.policy.least_voltage_v == 22.0
-    [ecu] = config.components
+    [ecu] = ecus(config)
     assert (ecu.component, ecu.tx_id, ecu.rx_id) == ("brake", 0x7E0, 0x7E8)
     assert ecu.security_secret_file == folder / "brake.secret"
     with pytest.raises(FrozenInstanceError):
@@ -87,8 +94,9 @@ def test_everything_that_can_be_said_is_taken(folder: Path) -> None:
     assert config.device_id == "truck-1"
     assert (config.office.mqtt_host, config.office.mqtt_port) == ("127.0.0.1", 1)
     assert config.vehicle.path == Path("/run/vehicle.json")
-    assert config.components[0].profile.padding == 0
-    assert config.components[0].profile.timing.boot_s == 30
+    profile = ecus(config)[0].profile
+    assert isinstance(profile, UdsProfile)
+    assert (profile.padding, profile.timing.boot_s) == (0, 30)
     assert config.policy.least_voltage_v is None
     assert config.downloads.idle_timeout_s == 5.0
     assert config.downloads.most_stored_bytes == 64 * 1024 * 1024
@@ -165,6 +173,17 @@ def second(change: str) -> str:
         ("0x7E0 -> 7.5", r"component\[0\].tx_id: must be a whole number"),
         ("brake.secret -> none.secret", r"component\[0\]..*none.secret"),
         ("tx_id = -> bitrate = 1\ntx_id =", r"component\[0\].bitrate: must be"),
+        ("security_secret_file -> #", r"component\[0\].security_secret_file .* is missing"),
+        ("tx_id = -> #", r"component\[0\].tx_id is missing"),
+        ("flasher = -> #", r"component\[0\].flasher: is missing, and so is profile_file"),
+        ('flasher = -> profile_file = "x.toml"\nflasher =', r"component\[0\].profile_file: stands alone"),
+        ("tx_id = -> data_bitrate = 2000000\ntx_id =", r"component\[0\].data_bitrate is given, but fd"),
+        ("tx_id = -> functional_id = 0x7E0\ntx_id =", r"component\[0\].functional_id 0x7e0 is tx_id too"),
+        ('tx_id = -> isotp = "best"\ntx_id =', r"component\[0\].isotp 'best' is not one of"),
+        ('tx_id = -> security_command = "x"\ntx_id =', r"component\[0\].security_command: must be a list"),
+        ("tx_id = -> security_command = []\ntx_id =", r"component\[0\].security_command: must be a program"),
+        ('tx_id = -> security_command = ["x"]\ntx_id =', r"component\[0\].security_command is given, but"),
+        ('tx_id = -> enter_command = ["x"]\ntx_id =', r"component\[0\].enter_command is given, but"),
         ("tx_id = -> tx = 1\ntx_id =", r"component\[0\].tx: there is no such key"),
         ("tx_id = -> profile = 1\ntx_id =", r"component\[0\].profile: must be a section"),
         ("tx_id = -> profile.pudding = 1\ntx_id =", r"component\[0\].profile.pudding is not a known key"),
@@ -189,6 +208,81 @@ def test_a_mistake_names_the_file_and_the_key(folder: Path, change: str, says: s
 def test_two_components_are_two(folder: Path, change: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         load(folder, second(change))
+
+
+ROM = """
+[[component]]
+name = "winch"
+kind = "winch-controller"
+hardware = "rev-a"
+flasher = "stm32-rom"
+interface = "virtual"
+channel = "stub"
+profile.isolated_bus = true
+"""
+
+
+def test_a_rom_loader_is_taken_alone_on_a_bus_that_is_said_to_be_isolated(folder: Path) -> None:
+    assert [ecu.flasher for ecu in ecus(load(folder, GOOD + ROM))] == ["stm32-uds", "stm32-rom"]
+    with pytest.raises(ConfigError, match=r"component\[1\].profile.isolated_bus is not true"):
+        load(folder, GOOD + ROM.replace("isolated_bus = true", "isolated_bus = false"))
+    with pytest.raises(ConfigError, match=r"component\[1\].channel: winch has a ROM loader"):
+        load(folder, GOOD + ROM.replace('"stub"', '"bench"'))
+    with pytest.raises(ConfigError, match=r"component\[1\].tx_id is given"):
+        load(folder, GOOD + ROM.replace("profile.isolated", "tx_id = 1\nprofile.isolated"))
+
+
+GATEWAY = """
+[[component]]
+name = "gateway"
+kind = "jetson-orin"
+hardware = "rev-a"
+flasher = "jetson-ab"
+note_file = "gateway-note.json"
+version_file = "/etc/quarry-image"
+current_slot_command = ["/usr/sbin/nvbootctrl", "-t", "rootfs", "get-current-slot"]
+switch_command = ["/usr/sbin/nvbootctrl", "-t", "rootfs", "set-active-boot-slot", "{slot}"]
+[[component.slot]]
+name = "0"
+path = "/dev/disk/by-partlabel/APP"
+[[component.slot]]
+name = "1"
+path = "/dev/disk/by-partlabel/APP_b"
+"""
+
+
+def test_the_gateway_is_a_component_with_two_slots(folder: Path) -> None:
+    gateway = load(folder, GOOD + GATEWAY).components[1]
+    assert isinstance(gateway, JetsonSettings)
+    assert [one.name for one in gateway.slots] == ["0", "1"]
+    assert gateway.note_file == folder / "gateway-note.json"
+    for old, new, says in (
+        ('"{slot}"', '"1"', r"component\[1\].switch_command: {slot} is missing"),
+        ("version_file =", "version_fiel =", r"component\[1\].version_file and version_command"),
+        ("switch_command", "confirm_command", r"component\[1\].switch_command: is missing"),
+        ('name = "1"', 'name = "0"', r"component\[1\].slots: both have the name 0"),
+        ('name = "gateway"', 'name = "brake"', r"component\[1\].name: there are two components brake"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            load(folder, GOOD + GATEWAY.replace(old, new))
+    with pytest.raises(ConfigError, match=r"component\[2\].flasher: there is one gateway only"):
+        load(folder, GOOD + GATEWAY + GATEWAY.replace('"gateway"', '"other"'))
+
+
+def test_a_profile_file_says_what_the_component_does_not(folder: Path) -> None:
+    (folder / "brake.toml").write_text(
+        'protocol = "stm32-uds"\nkind = "other"\n[can]\ntx_id = 0x18DA10F1\nrx_id = 0x18DAF110\nfd = true\n'
+    )
+    text = GOOD.replace('flasher = "stm32-uds"', 'profile_file = "brake.toml"')
+    text = text.replace("tx_id = 0x7E0\nrx_id = 0x7E8\n", "")
+    [ecu] = ecus(load(folder, text))
+    assert (ecu.tx_id, ecu.fd, ecu.kind) == (0x18DA10F1, True, "brake-controller")
+    (folder / "brake.toml").write_text('protocol = "stm32-uds"\n[can]\ntx = 1\n')
+    with pytest.raises(
+        ConfigError, match=r"component\[0\].*brake.toml: can.tx is not a known key"
+    ) as refused:
+        load(folder, text)
+    assert str(folder / "agent.toml") in refused.value.message
 
 
 def test_two_components_on_two_buses_may_use_the_same_ids(folder: Path) -> None:
@@ -262,7 +356,7 @@ def test_the_example_is_a_whole_configuration_but_for_its_files(folder: Path) ->
     uncommented = re.sub(r"^# (?=[a-z_]+ = |\[)", "", example, flags=re.MULTILINE)
     assert uncommented != example
     (folder / "office-ca.pem").touch()
-    assert load(folder, uncommented).components[0].profile.timing.boot_s == 30.0
+    assert ecus(load(folder, uncommented))[0].profile.timing.boot_s == 30.0
 
 
 def test_an_authority_that_is_none_is_named(tmp_path: Path) -> None:

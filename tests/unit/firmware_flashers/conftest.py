@@ -12,6 +12,7 @@ import hmac
 import os
 import struct
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -20,10 +21,11 @@ from typing import Any
 
 import pytest
 
-from firmware_flashers.base import FirmwareImage
+from firmware_flashers.base import FirmwareImage, Identity
 from firmware_flashers.security import Secret
 from firmware_flashers.uds import UdsClient
-from firmware_flashers.uds_download import UdsDownload
+from firmware_flashers.uds_ecu import UdsEcu
+from firmware_flashers.uds_flash import UdsSteps
 from firmware_flashers.uds_profile import UdsProfile, UdsTiming
 from shared.release import FirmwareSpec
 from shared.trust.document import make_document, read_unverified
@@ -31,6 +33,7 @@ from shared.trust.keys import load_signer, new_key
 
 KIND, HARDWARE = "brake-controller", "B2"
 SECRET = bytes(range(32))
+FLASH, FLASH_BYTES = 0x0800_0000, 512 * 1024
 SLOT, DOCUMENT_AREA = 0x0801_0000, 0x0800_8000
 PRIVATE, PUBLIC = new_key()
 
@@ -54,9 +57,11 @@ class EcuModel:
     fingerprint: bool = False
     seed: bytes | None = None
     download: tuple[int, int] | None = None
+    unpacker: Any = None  # of a compressed download
+    has_deflate: bool = False
     written: int = 0
-    counter: int = 0
-    flash: dict[int, bytes] = field(default_factory=dict)  # area start: content
+    blocks: int = 0
+    flash: bytearray = field(default_factory=lambda: bytearray(b"\xff" * FLASH_BYTES))
     erased: list[int] = field(default_factory=list)
     log: list[bytes] = field(default_factory=list)
 
@@ -76,18 +81,23 @@ class EcuModel:
         self.session, self.unlocked, self.fingerprint = session, False, False
         self.seed = self.download = None
 
+    def content(self, start: int, length: int) -> bytes:
+        return bytes(self.flash[start - FLASH : start - FLASH + length])
+
+    def put(self, start: int, data: bytes) -> None:
+        self.flash[start - FLASH : start - FLASH + len(data)] = data
+
     def installed(self) -> FirmwareSpec | None:
-        content = self.flash.get(DOCUMENT_AREA, b"")
-        if len(content) < 4 or content[:4] == b"\xff" * 4:
+        (length,) = struct.unpack("<I", self.content(DOCUMENT_AREA, 4))
+        if length > 16 * 1024:
             return None
-        (length,) = struct.unpack_from("<I", content)
-        spec = read_unverified(content[4 : 4 + length])
-        data = self.flash.get(SLOT, b"")[: spec.length]
+        spec = read_unverified(self.content(DOCUMENT_AREA + 4, length))
+        data = self.content(SLOT, spec.length)
         return spec if hashlib.sha256(data).hexdigest() == spec.sha256 else None
 
     def install(self, image: FirmwareImage) -> None:
-        self.flash[SLOT] = image.data
-        self.flash[DOCUMENT_AREA] = struct.pack("<I", len(image.document)) + image.document
+        self.put(SLOT, image.data)
+        self.put(DOCUMENT_AREA, struct.pack("<I", len(image.document)) + image.document)
         self.reset()
 
     def model(self, request: bytes) -> list[bytes]:
@@ -128,24 +138,30 @@ class EcuModel:
                 return [b"\x67\x02"]
             case 0x31 if body[:3] == b"\x01\x02\x03" and self.session == 3:
                 return [b"\x71\x01\x02\x03\x00"]
-            case 0x2E | 0x31 | 0x34 | 0x36 | 0x37 if self.session != 2:
+            case 0x3E:
+                return [] if body[0] & 0x80 else [b"\x7e\x00"]
+            case 0x23 | 0x2E | 0x31 | 0x34 | 0x36 | 0x37 if self.session != 2:
                 return [negative(request, 0x7F)]
-            case 0x2E | 0x31 | 0x34 if not self.unlocked:
+            case 0x23 | 0x2E | 0x31 | 0x34 if not self.unlocked:
                 return [negative(request, 0x33)]
+            case 0x23:
+                return [b"\x63" + self.content(*struct.unpack(">II", body[1:]))]
             case 0x2E:
                 self.fingerprint = True
                 return [b"\x6e" + body[:2]]
             case 0x31:
                 return [self.routine(request, body)]
             case 0x34:
+                if body[0] not in ({0x00, 0x10} if self.has_deflate else {0x00}):
+                    return [negative(request, 0x31)]
                 address, length = struct.unpack(">II", body[2:])
-                self.download, self.written, self.counter = (address, length), 0, 0
-                self.flash[address] = b""
+                self.unpacker = zlib.decompressobj(-12) if body[0] else None
+                self.download, self.written, self.blocks = (address, length), 0, 0
                 return [bytes.fromhex("74200FFF")]
             case 0x36:
                 return [self.transfer(request, body)]
             case 0x37:
-                if self.download is None:
+                if self.download is None or self.written != self.download[1]:
                     return [negative(request, 0x24)]
                 self.download = None
                 return [b"\x77"]
@@ -158,13 +174,13 @@ class EcuModel:
             case b"\xff\x00":
                 if not self.fingerprint:
                     return negative(request, 0x22)
-                address, _ = struct.unpack(">II", body[4:12])
+                address, length = struct.unpack(">II", body[4:12])
                 self.erased.append(address)
-                self.flash.pop(address, None)
+                self.put(address, b"\xff" * length)
                 return echo + b"\x00"
             case b"\x02\x02":
                 address, length = struct.unpack(">II", body[4:12])
-                content = self.flash.get(address, b"")[:length].ljust(length, b"\xff")
+                content = self.content(address, length)
                 return echo + bytes([hashlib.sha256(content).digest() != body[12:]])
             case b"\xff\x01":
                 return echo + bytes([self.installed() is None])
@@ -174,16 +190,19 @@ class EcuModel:
     def transfer(self, request: bytes, body: bytes) -> bytes:
         if self.download is None:
             return negative(request, 0x24)
-        if self.written and body[0] == self.counter & 0xFF:
+        if self.blocks and body[0] == self.blocks & 0xFF:
             return b"\x76" + body[:1]
-        if body[0] != (self.counter + 1) & 0xFF:
+        if body[0] != (self.blocks + 1) & 0xFF:
             return negative(request, 0x73)
         address, length = self.download
-        if self.written + len(body) - 1 > length:
+        data = body[1:] if self.unpacker is None else self.unpacker.decompress(body[1:])
+        if self.written + len(data) > length:
             return negative(request, 0x71)
-        self.counter += 1
-        self.written += len(body) - 1
-        self.flash[address] += body[1:]
+        if self.content(address + self.written, len(data)).strip(b"\xff"):
+            return negative(request, 0x72)
+        self.blocks += 1
+        self.put(address + self.written, data)
+        self.written += len(data)
         return b"\x76" + body[:1]
 
 
@@ -219,6 +238,7 @@ FAST = UdsTiming(
     check_s=1.0,
     boot_s=0.5,
     reset_pause_s=0.005,
+    security_delay_s=0.02,
     busy_wait_s=0.001,
     tester_present_s=0.02,
 )
@@ -253,6 +273,25 @@ def make_image(
     return FirmwareImage(spec=spec, data=data, document=document)
 
 
+class Steps:
+    """The blocking steps of one flasher, side by side."""
+
+    def __init__(self, ecu: UdsEcu) -> None:
+        self._steps = UdsSteps(ecu)
+        self.stage = self._steps.download.stage
+        self.activate = self._steps.start.activate
+        self.verify = self._steps.start.verify
+        self.confirm = self._steps.start.confirm
+        self.revert = self._steps.start.revert
+
+    @property
+    def touched(self) -> bool:
+        return self._steps.download.touched
+
+    def identify(self) -> Identity:
+        return self._steps.ecu.identify()
+
+
 @dataclass
 class Bench:
     """Everything a test needs, by name (helper modules can't be imported here)."""
@@ -260,7 +299,7 @@ class Bench:
     ecu: EcuModel
     wire: WireToModel
     client: UdsClient
-    download: UdsDownload
+    download: Steps
     timing: UdsTiming
     profile: UdsProfile
     secret: Secret
@@ -291,7 +330,7 @@ def make_bench() -> Bench:
     client = UdsClient(wire, FAST)
     profile = UdsProfile(timing=FAST)
     secret = Secret(SECRET)
-    download = UdsDownload(client, profile, secret, kind=KIND, hardware=HARDWARE)
+    download = Steps(UdsEcu(client, profile, secret, kind=KIND, hardware=HARDWARE))
     return Bench(
         ecu=ecu,
         wire=wire,

@@ -160,7 +160,7 @@ def test_waiting_for_ever_ends_at_the_time_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flow", "said"), [([], "FlowControl timed out"), (["320000"], "Overflow"), (["3F0000"], "timed out")]
+    ("flow", "said"), [([], "no flow control in time"), (["320000"], "Overflow"), (["3F0000"], "invalid")]
 )
 def test_no_flow_control_is_no_answer(flow: list[str], said: str) -> None:
     bus = ScriptedBus(lambda data: flow if data[0] >> 4 == 1 else [])
@@ -259,6 +259,21 @@ def test_an_interrupt_stops_a_wait_and_a_send(bus: ScriptedBus) -> None:
     # A last word goes out all the same.
     wire.send_single(b"\x11\x01")
     assert bus.frames[-1] == "021101CCCCCCCCCC"
+
+
+@pytest.mark.parametrize("flow", [CTS, "300005"])
+def test_an_interrupt_stops_a_long_message_within_two_frames(bus: ScriptedBus, flow: str) -> None:
+    interrupt = threading.Event()
+
+    def react(_: bytes) -> list[str]:
+        if len(bus.sent) == 5:
+            interrupt.set()
+        return [flow] if len(bus.sent) == 1 else []
+
+    bus.react = react
+    with pytest.raises(Interrupted):
+        transport(bus, interrupt=interrupt).send(bytes(4000), timeout_s=30)
+    assert len(bus.sent) <= 6
 
 
 def test_a_bus_that_dies_in_the_middle_is_bus_down(bus: ScriptedBus) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from firmware_flashers.base import MemoryRange
+from firmware_flashers.base import MemoryRange, TrustClass
 from firmware_flashers.registry import EcuSettings, open_flasher
 from firmware_flashers.security import HmacSha256, Secret, read_secret
-from firmware_flashers.uds_profile import MemoryMap, UdsProfile, UdsTiming
+from firmware_flashers.uds_memory import MemoryMap
+from firmware_flashers.uds_profile import PROFILES, UdsProfile, UdsTiming
 from shared.errors import ConfigError
 
 
@@ -161,9 +162,74 @@ def test_a_bad_profile_names_its_key(given: dict[str, Any], key: str) -> None:
         UdsProfile.from_mapping(given)
 
 
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({"slots": 3}, "profile.slots"),
+        ({"image": "elf"}, "profile.image"),
+        ({"proof": "crc"}, "profile.proof"),
+        ({"compression": "lzss"}, "profile.compression"),
+        ({"block_bytes": 4096}, "profile.block_bytes"),
+        ({"block_bytes": 2}, "profile.block_bytes"),
+        ({"block_bytes": True}, "profile.block_bytes"),
+        ({"erase_request_bytes": 0}, "profile.erase_request_bytes"),
+        ({"erased_run_bytes": -1}, "profile.erased_run_bytes"),
+        ({"dtc_off": 1}, "profile.dtc_off"),
+        ({"slots": 2}, "profile.memory.document"),
+        ({"routines": {"erase": False}}, "profile.erased_run_bytes"),
+        ({"routines": {"check_memory": False}}, "profile.proof"),
+        ({"routines": {"check_dependencies": False}}, "profile.routines.check_dependencies"),
+        ({"routines": {"erase": 0x10000}}, "profile.routines.erase"),
+        ({"routines": {"erase": True}}, "profile.routines.erase"),
+        ({"routines": {"erase_answers": ["0"]}}, "profile.routines.erase_answers"),
+        ({"routines": {"stop": 1}}, "profile.routines.stop"),
+        ({"dids": {"kind": "F197"}}, "profile.dids.kind"),
+        ({"dids": {"colour": 1}}, "profile.dids.colour"),
+        ({"memory": {"slot": False}}, "profile.memory.slot"),
+        ({"memory": {"sectors": False}}, "profile.memory.sectors"),
+        ({"quiet_nodes": 5}, "profile.quiet_nodes"),
+        ({"quiet_nodes": [5]}, "profile.quiet_nodes"),
+        ({"quiet_nodes": [{"tx_id": 1}]}, "profile.quiet_nodes"),
+        ({"quiet_nodes": [{"tx_id": 1, "rx_id": 1}]}, "profile.quiet_nodes"),
+        ({"quiet_nodes": [{"tx_id": 1, "rx_id": 0x800}]}, "profile.quiet_nodes"),
+        ({"quiet_nodes": [{"tx_id": "1", "rx_id": 2}]}, "profile.quiet_nodes"),
+        ({"quiet_nodes": [{"tx_id": 1, "rx_id": 2}, {"tx_id": 2, "rx_id": 3}]}, "profile.quiet_nodes"),
+        ({"quiet_nodes": [{"tx_id": n, "rx_id": n + 256} for n in range(40)]}, "profile.quiet_nodes"),
+    ],
+)
+def test_bad_services_of_a_profile_name_their_key(given: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+        UdsProfile.from_mapping(given)
+
+
+def test_false_is_what_an_ecu_has_not() -> None:
+    profile = UdsProfile.from_mapping(
+        {
+            "proof": "read",
+            "dids": {"kind": False, "version": 0xF195},
+            "routines": {"check_dependencies": False, "check_memory": False, "erase_answers": ["01"]},
+            "memory": {"document": False, "bootloader": False},
+            "quiet_nodes": [{"tx_id": 0x7E1, "rx_id": 0x7E9}],
+        }
+    )
+    assert (profile.dids.kind, profile.dids.version, profile.dids.hardware) == (None, 0xF195, 0xF191)
+    assert not profile.has_document
+    assert profile.capabilities.trust_class is TrustClass.GATEWAY_ONLY
+    assert profile.capabilities.never_erased == ()
+    assert [node.tx_id for node in profile.quiet_nodes] == [0x7E1]
+
+
+def test_what_a_table_leaves_out_is_as_in_its_family() -> None:
+    esp = UdsProfile.from_mapping({"timing": {"boot_s": 30}}, base=PROFILES["esp32-uds"])
+    assert esp.slots == 2
+    assert esp.memory == PROFILES["esp32-uds"].memory
+    assert (esp.timing.boot_s, esp.timing.erase_s) == (30, UdsTiming().erase_s)
+
+
 def test_sectors_of_a_slot() -> None:
     memory = MemoryMap()
     starts = [0x0801_0000, 0x0802_0000, 0x0804_0000, 0x0806_0000]
     for length, count in ((1, 1), (65536, 1), (65537, 2), (448 * 1024, 4), (2**30, 4)):
         assert [s.start for s in memory.sectors_of(memory.slot, length)] == starts[:count]
+    assert memory.document is not None
     assert memory.sectors_of(memory.document, 100) == [memory.document]

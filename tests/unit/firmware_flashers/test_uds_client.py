@@ -164,7 +164,7 @@ def test_conditions_mean_not_now(nrc: int) -> None:
         (0x73, "wrong_block_sequence_counter", True),
         (0x7E, "session_lost", True),
         (0x7F, "session_lost", True),
-        (0x50, "refused", False),
+        (0x34, "session_lost", True),
         (0xFE, "refused", False),
     ],
 )
@@ -175,7 +175,16 @@ def test_each_other_code_has_its_name(nrc: int, code: str, retryable: bool) -> N
     assert "block 7" in error.message
 
 
-@pytest.mark.parametrize("nrc", [0x33, 0x35, 0x36, 0x37])
+@pytest.mark.parametrize("nrc", [*range(0x50, 0x5E)])
+def test_a_refused_certificate_is_final_and_named(nrc: int) -> None:
+    error = refusal(0x29, nrc, "the certificate", unlocked=False)
+    assert isinstance(error, AccessDenied)
+    assert not error.retryable
+    assert error.code != AccessDenied.code
+    assert "certificate" in error.advice
+
+
+@pytest.mark.parametrize("nrc", [0x33, 0x34, 0x35, 0x36, 0x37])
 def test_denied_access_is_final(nrc: int) -> None:
     error = refusal(0x27, nrc, "the key", unlocked=False)
     assert isinstance(error, AccessDenied)

@@ -170,10 +170,10 @@ async def test_steps_take_turns(serve: Any, bench: Any) -> None:
 
 
 async def test_no_other_exception_leaves_a_step(serve: Any, bench: Any, monkeypatch: Any) -> None:
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("firmware_flashers.uds_download.judge", broken)
+    monkeypatch.setattr("firmware_flashers.uds_download.judge_image", broken)
     async with open_flasher(settings(serve)) as ecu:
         with pytest.raises(FlashError) as caught:
             await ecu.stage(bench.new)

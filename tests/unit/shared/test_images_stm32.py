@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.images.stm32 import BadImageLayout, Stm32Layout, judge
+from shared.images.stm32_families import FAMILIES
 
 LAYOUT = Stm32Layout(slot_start=0x0801_0000, slot_end=0x0808_0000, ram_start=0x2000_0000, ram_end=0x2002_0000)
 SIZE = 4096
@@ -66,6 +67,50 @@ def test_the_edges_pass() -> None:
 def test_a_layout_that_is_none_is_refused(values: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="not a range"):
         Stm32Layout(slot_start=values[0], slot_end=values[1], ram_start=values[2], ram_end=values[3])
+
+
+@pytest.mark.parametrize(
+    ("family", "sp", "good"),
+    [
+        ("stm32f40x", 0x2002_0000, True),
+        ("stm32f40x", 0x1001_0000, True),  # CCM
+        ("stm32f40x", 0x1000_0000, False),
+        ("stm32f40x", 0x2002_0008, False),
+        ("stm32f412", 0x1001_0000, False),
+        ("stm32f412", 0x2004_0000, True),
+        ("stm32h743", 0x2002_0000, True),  # DTCM
+        ("stm32h743", 0x2408_0000, True),  # AXI SRAM
+        ("stm32h743", 0x3004_8000, True),
+        ("stm32h743", 0x3801_0000, True),
+        ("stm32h743", 0x2408_0008, False),
+        ("stm32h743", 0x0000_4000, False),
+        ("stm32l47x", 0x1000_8000, True),  # SRAM2
+    ],
+)
+def test_a_stack_lies_in_any_ram_of_the_family(family: str, sp: int, good: bool) -> None:
+    part = FAMILIES[family]
+    start, end = part.sector_starts[1], part.sector_starts[2]
+    layout = Stm32Layout.of_family(part, slot_start=start, slot_end=end)
+    raw = image(sp=sp, reset=start + 0x201, size=2048)
+    if good:
+        judge(raw, layout)
+    else:
+        with pytest.raises(BadImageLayout, match=f"stack pointer {sp:#010x} is outside RAM"):
+            judge(raw, layout)
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(0x0800_0200, 0x0800_4000), (0x0800_0000, 0x0800_4001), (0x0810_0000, 0x0814_0000)]
+)
+def test_a_slot_is_made_of_whole_sectors_of_the_family(start: int, end: int) -> None:
+    with pytest.raises(ValueError, match="not made of whole sectors of stm32f40x"):
+        Stm32Layout.of_family(FAMILIES["stm32f40x"], slot_start=start, slot_end=end)
+
+
+def test_a_file_for_another_address_is_refused() -> None:
+    judge(image(), LAYOUT, base=LAYOUT.slot_start)
+    with pytest.raises(BadImageLayout, match="the image is for 0x08000000, the slot begins at 0x08010000"):
+        judge(image(), LAYOUT, base=0x0800_0000)
 
 
 @given(st.binary(max_size=64))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,12 +15,18 @@ from shared.release import FirmwareSpec
 from shared.trust.document import make_document
 from shared.trust.keys import load_signer, new_key
 from sim.mcu.assembly import McuSettings, Part, assemble
+from sim.mcu.esp32_mcu import Esp32Settings, assemble_esp32, esp32_factory
+from sim.mcu.esp32_uds import Esp32Uds
+from sim.mcu.esp_images import build_esp_image
 from sim.mcu.faults import Faults, FaultState
 from sim.mcu.flash import Flash
 from sim.mcu.images import build_image
+from sim.mcu.memory import DEFAULT_MAP
 from sim.mcu.profile import EcuIdentity, Timing
 from sim.mcu.security import key_of
 from sim.mcu.server import factory
+from sim.mcu.stm32_uds import Stm32Uds
+from sim.mcu.uds_server import Surroundings
 
 SECRET = bytes(range(32))
 DOCUMENT = (0x0800_8000, 0x4000)
@@ -75,16 +82,18 @@ class Ecu:
     flash: Flash
     now: float = 1000.0
     resets: int = 0
-    part: Part = field(init=False)
+    part: Part[Stm32Uds] = field(init=False)
 
     def power_on(self, faults: Faults | None = None) -> None:
         self.part = assemble(
             self.settings,
             self.flash,
-            faults=FaultState(faults or Faults()),
-            clock=lambda: self.now,
-            wait=self.wait,
-            restart=self._reset,
+            Surroundings(
+                faults=FaultState(faults or Faults()),
+                clock=lambda: self.now,
+                wait=self.wait,
+                restart=self._reset,
+            ),
         )
 
     def _reset(self) -> None:
@@ -143,6 +152,134 @@ class Ecu:
         assert self.ask("1101") == "5101"
 
 
+def slot_area(slot: int) -> tuple[int, int]:
+    """Where an ESP32's image and document lie."""
+    return 0x1_0000 + slot * 0x10_0000, 0x21_0000 + slot * 0x4000
+
+
+@dataclass(kw_only=True)
+class Esp:
+    """An ESP32 on a flash, on a clock that only the test moves; `part` as it runs now."""
+
+    settings: Esp32Settings
+    flash: Flash
+    now: float = 1000.0
+    resets: int = 0
+    part: Part[Esp32Uds] = field(init=False)
+
+    def power_on(self, faults: Faults | None = None) -> None:
+        around = Surroundings(
+            faults=FaultState(faults or Faults()),
+            clock=lambda: self.now,
+            wait=self.wait,
+            restart=self._reset,
+        )
+        self.part = assemble_esp32(self.settings, self.flash, around)
+
+    def _reset(self) -> None:
+        self.resets += 1
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    def ask(self, request: bytes | str) -> str:
+        """The final answer in hex; empty when there is none."""
+        raw = bytes.fromhex(request) if isinstance(request, str) else request
+        answers: list[bytes] = []
+        self.part.uds.tick()
+        self.part.uds.handle(raw, functional=False, reply=answers.append)
+        return answers[-1].hex() if answers else ""
+
+    @property
+    def state(self) -> tuple[str, int, int, int]:
+        """Version, slot, state of the image, secure version of the eFuse; ("", ...) when nothing runs."""
+        version = bytes.fromhex(self.ask("22f189"))[3:].decode()
+        if not version:
+            return "", -1, -1, self.flash.counter
+        words = [bytes.fromhex(self.ask(f"22fd0{did}"))[3:] for did in (2, 3, 4)]
+        return version, words[0][0], words[1][0], int.from_bytes(words[2], "big")
+
+    def unlock(self, session: str = "03") -> None:
+        assert self.ask("1003") == "5003003201f4"
+        if session == "02":
+            assert self.ask("1002") == "5002003201f4"
+        seed = bytes.fromhex(self.ask("2701"))[2:]
+        assert self.ask(b"\x27\x02" + key_of(SECRET, seed)) == "6702"
+
+    def prepare(self) -> None:
+        self.unlock("02")
+        assert self.ask(b"\x2e\xf1\x5aworkshop 7") == "6ef15a"
+
+    def erase(self, start: int, size: int) -> str:
+        return self.ask(b"\x31\x01\xff\x00" + area(start, size))
+
+    def download(self, start: int, data: bytes) -> None:
+        data += b"\xff" * (-len(data) % 4)
+        assert self.ask(b"\x34\x00" + area(start, len(data))) == "74200fff"
+        for number, at in enumerate(range(0, len(data), 4093)):
+            assert self.ask(bytes([0x36, (number + 1) & 0xFF]) + data[at : at + 4093])[:2] == "76"
+        assert self.ask("37") == "77"
+
+    def stage(self, signed: Signed) -> str:
+        """The whole sequence into the passive slot; the answer to the check of dependencies."""
+        image_at, document_at = slot_area(1 - self.part.uds.running[0])  # type: ignore[index]
+        self.prepare()
+        assert self.erase(document_at, 0x4000) == "7101ff0000"
+        assert self.erase(image_at, -(-len(signed.image) // 4096) * 4096) == "7101ff0000"
+        self.download(image_at, signed.image)
+        self.download(document_at, len(signed.document).to_bytes(4, "little") + signed.document)
+        return self.ask("3101ff01")
+
+    def update(self, signed: Signed) -> None:
+        """Stage and reset."""
+        assert self.stage(signed) == "7101ff0100"
+        assert self.ask("1101") == "5101"
+
+    def confirm(self) -> str:
+        self.unlock()
+        return self.ask("31010210")
+
+    def roll_back(self) -> str:
+        self.unlock()
+        return self.ask("31010211")
+
+
+@pytest.fixture
+def make_esp(tmp_path: Path, signer: Signer) -> Iterator[Callable[..., Esp]]:
+    """Powered ESP32s that left the factory with that firmware."""
+    opened: list[Flash] = []
+
+    def make(*, holds: Signed, faults: Faults | None = None, **more: Any) -> Esp:
+        path = tmp_path / f"esp-{len(opened)}.bin"
+        esp32_factory(path, holds.image, holds.document)
+        settings = Esp32Settings(
+            flash_file=path,
+            identity=EcuIdentity(kind="brake-controller", hardware="rev-b", serial="E-5"),
+            public_keys=(signer.public,),
+            security_secret=SECRET,
+            **more,
+        )
+        flash = Flash(path, memory=settings.memory).__enter__()
+        opened.append(flash)
+        esp = Esp(settings=settings, flash=flash)
+        esp.power_on(faults)
+        return esp
+
+    yield make
+    for flash in opened:
+        flash.close()
+
+
+@pytest.fixture(scope="session")
+def esp_firmware(signer: Signer) -> Callable[..., Signed]:
+    """Builds and signs an application."""
+
+    def build(version: str, *, nbytes: int = 8192, **words: Any) -> Signed:
+        return signer.sign(version, image=build_esp_image(version=version, nbytes=nbytes, **words))
+
+    return build
+
+
 @pytest.fixture(scope="session")
 def signer() -> Signer:
     private, public = new_key()
@@ -158,19 +295,25 @@ def make_ecu(tmp_path: Path, signer: Signer) -> Iterator[MakeEcu]:
     opened: list[Flash] = []
 
     def make(
-        *, holds: Signed | None = None, timing: Timing | None = None, faults: Faults | None = None
+        *,
+        holds: Signed | None = None,
+        timing: Timing | None = None,
+        faults: Faults | None = None,
+        **more: Any,
     ) -> Ecu:
         path = tmp_path / f"flash-{len(opened)}.bin"
+        if "security_ca" not in more:
+            more["security_secret"] = SECRET
         if holds:
-            factory(path, holds.image, holds.document)
+            factory(path, holds.image, holds.document, memory=more.get("memory", DEFAULT_MAP))
         settings = McuSettings(
             flash_file=path,
             identity=EcuIdentity(kind="brake-controller", hardware="rev-b", serial="S-77"),
             public_keys=(signer.public,),
-            security_secret=SECRET,
             timing=timing or Timing(),
+            **more,
         )
-        flash = Flash(path).__enter__()
+        flash = Flash(path, memory=settings.memory).__enter__()
         opened.append(flash)
         ecu = Ecu(settings=settings, flash=flash)
         ecu.power_on(faults)

@@ -10,9 +10,9 @@ import pytest
 from shared.errors import ConfigError
 from shared.images.stm32 import Stm32Layout, judge
 from sim.mcu.faults import Faults, parse_faults
-from sim.mcu.flash import Flash, FlashFileError, NotErased, PowerCut
+from sim.mcu.flash import Flash, FlashFileError, NotErased, PowerCut, WriteProtected
 from sim.mcu.images import BadImageRequest, build_image
-from sim.mcu.memory import DEFAULT_MAP
+from sim.mcu.memory import DEFAULT_MAP, FlashMap, MemoryMap
 from sim.mcu.server import factory
 
 SLOT = DEFAULT_MAP.slot.start
@@ -94,6 +94,120 @@ def test_the_factory_refuses_what_does_not_fit(tmp_path: Path) -> None:
         factory(tmp_path / "f", bytes(1024), b"")
 
 
+# --- other parts --------------------------------------------------------------------------------
+
+START = 0x0800_0000
+
+
+@pytest.mark.parametrize("word_bytes", [4, 8, 16, 32])
+def test_flash_words_of_every_size(tmp_path: Path, word_bytes: int) -> None:
+    memory = FlashMap(sectors=(1024, 2048), word_bytes=word_bytes)
+    data = bytes(range(1, 2 * word_bytes + 1))
+    with Flash(tmp_path / "f", memory=memory) as flash:
+        for start, size in ((START + word_bytes // 2, word_bytes), (START, word_bytes // 2)):
+            with pytest.raises(ValueError, match="whole words"):
+                flash.write(start, bytes(size))
+        flash.cut_at_byte = word_bytes + 1
+        with pytest.raises(PowerCut):
+            flash.write(START, data)
+        assert flash.read(START, word_bytes) == data[:word_bytes]
+        assert flash.read(START + word_bytes, word_bytes) != data[word_bytes:]
+        assert flash.is_torn(0)
+        assert not flash.is_torn(1)
+        flash.erase(0)
+        flash.write(START, data)
+
+
+def test_flashes_that_can_not_be() -> None:
+    for options in ({"word_bytes": 5}, {"sectors": ()}, {"sectors": (1024, 20), "word_bytes": 8}):
+        with pytest.raises(ValueError, match="a flash"):
+            FlashMap(**options)
+
+
+@pytest.mark.parametrize(
+    ("start", "size", "sectors", "aligned"),
+    [
+        (0, 1, (0,), False),
+        (0, 4096, (0,), True),
+        (4095, 2, (0, 1), False),
+        (4096, 8192, (1, 2), True),
+        (4096, 8191, (1, 2), False),
+        (12288, 1, (), False),
+        (-4, 4, (), False),
+        (-4, 8, (0,), False),
+        (0, 0, (), False),
+        (0, 99999, (0, 1, 2), False),
+    ],
+)
+def test_which_sectors_bytes_are_in(start: int, size: int, sectors: tuple[int, ...], aligned: bool) -> None:
+    memory = FlashMap(sectors=(4096,) * 3, flash_start=0x1_0000)
+    assert memory.sectors_of(0x1_0000 + start, size) == sectors
+    assert memory.is_aligned(0x1_0000 + start, size) == aligned
+
+
+def test_protected_sectors_keep_what_they_hold(tmp_path: Path) -> None:
+    memory = FlashMap(sectors=(1024,) * 3)
+    with Flash(tmp_path / "f", memory=memory) as flash:
+        flash.write(START, b"boot")
+        flash.write_protect([0, 2])
+    with Flash(tmp_path / "f", memory=memory) as flash:
+        assert [flash.is_write_protected(one) for one in range(3)] == [True, False, True]
+        with pytest.raises(WriteProtected):
+            flash.erase(0)
+        with pytest.raises(WriteProtected):
+            flash.write(START + 4, b"more")
+        with pytest.raises(WriteProtected):
+            flash.write(START + 2040, bytes(16))
+        assert flash.read(START, 8) == b"boot\xff\xff\xff\xff"
+        assert flash.read(START + 2040, 16) == b"\xff" * 16, "nothing of it, not half"
+        flash.write(START + 1024, b"free")
+        flash.write_unprotect()
+        flash.erase(0)
+
+
+def secret(flash: Flash) -> bool:
+    return flash.is_readout_protected
+
+
+def test_reading_is_allowed_again_only_when_nothing_is_left_to_read(tmp_path: Path) -> None:
+    memory = FlashMap(sectors=(1024,) * 3)
+    with Flash(tmp_path / "f", memory=memory) as flash:
+        assert not secret(flash)
+        flash.write(START, b"mine")
+        flash.write(START + 2048, b"mine")
+        flash.write_protect([2])
+        flash.readout_protect()
+        flash.cut_at_erase = 2
+        with pytest.raises(PowerCut):
+            flash.readout_unprotect()
+    with Flash(tmp_path / "f", memory=memory) as flash:
+        assert secret(flash)
+        assert flash.read(START + 2048, 4) == b"mine"
+        flash.readout_unprotect()
+        assert not secret(flash)
+        assert flash.read(START, 3072) == b"\xff" * 3072
+        flash.write(START + 2048, b"next")
+
+
+def test_a_file_from_before_there_was_protection_is_taken(tmp_path: Path) -> None:
+    size = DEFAULT_MAP.flash.size
+    marks = bytearray(b"\xff" * len(DEFAULT_MAP.sectors))
+    marks[SLOT_SECTOR] = 0
+    (tmp_path / "f").write_bytes(b"\x12" * size + marks)
+    with Flash(tmp_path / "f") as flash:
+        assert flash.read(SLOT, 4) == b"\x12" * 4
+        assert [flash.is_torn(one) for one in (SLOT_SECTOR - 1, SLOT_SECTOR)] == [False, True]
+        assert not flash.is_write_protected(SLOT_SECTOR)
+        assert not flash.is_readout_protected
+
+
+def test_a_part_with_long_words_leaves_the_factory(tmp_path: Path) -> None:
+    memory = MemoryMap(word_bytes=32)
+    factory(tmp_path / "f", bytes(1020), b"{}", memory=memory)
+    with Flash(tmp_path / "f", memory=memory) as flash:
+        assert flash.read(memory.document.start, 8) == b"\x02\0\0\0{}\xff\xff"
+
+
 # --- images -------------------------------------------------------------------------------------
 
 
@@ -142,6 +256,7 @@ def test_no_image_of_impossible_values(version: str, nbytes: int, base: int) -> 
 def test_faults_are_read_from_words() -> None:
     assert parse_faults(["busy=3", "pending_s=2.5", "moving=1"]) == Faults(busy=3, pending_s=2.5, moving=True)
     assert parse_faults([]) == Faults()
+    assert parse_faults(["delay_frame=3", "delay_s=0.5"]) == Faults(delay_frame=3, delay_s=0.5)
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import pytest
 
-from sim.mcu.isotp import Receiver, SendFailed, send_message, st_min_s
+from sim.mcu.isotp import Receiver, SendFailed, Transport, send_message, st_min_s
 
 
 class Side:
     """A receiver with a clock and what it has sent."""
 
-    def __init__(self, block_size: int = 0) -> None:
+    def __init__(self, block_size: int = 0, transport: Transport | None = None) -> None:
         self.now = 0.0
         self.sent: list[str] = []
         self.receiver = Receiver(
-            lambda data: self.sent.append(data.hex()), clock=lambda: self.now, block_size=block_size
+            lambda data: self.sent.append(data.hex()),
+            clock=lambda: self.now,
+            wait=self.wait,
+            transport=transport or Transport(block_size=block_size),
         )
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    def take(self, frame: str) -> str | None:
+        """Feed a frame as it is."""
+        message = self.receiver.feed(bytes.fromhex(frame), functional=False)
+        return None if message is None else message.hex()
 
     def feed(self, frame: str, *, functional: bool = False) -> str | None:
         data = bytes.fromhex(frame).ljust(8, b"\xcc")
@@ -111,10 +122,92 @@ def test_a_message_that_stops_is_forgotten() -> None:
     assert side.feed(REST[1]) is None
 
 
-def test_short_frames_are_not_heard() -> None:
+def test_a_frame_may_be_as_short_as_its_message() -> None:
     side = Side()
-    assert side.receiver.feed(bytes.fromhex("023e00"), functional=False) is None
-    assert side.receiver.feed(b"", functional=False) is None
+    assert side.take("023e00") == "3e00"
+    assert side.take("023e") is None, "and not shorter"
+    assert side.take("") is None
+    assert [side.take(one) for one in (FF20, REST[0], "220d0e0f10111213")] == [None, None, WHOLE]
+    assert side.take("10140001020304") is None, "a first frame is whole"
+    assert side.take(REST[0]) is None
+    side.take("100a000102030405")
+    assert side.take("2106070809") == bytes(range(10)).hex()
+
+
+def test_an_ecu_that_insists_on_padding_is_deaf_to_short_frames() -> None:
+    side = Side(transport=Transport(needs_padding=True))
+    assert side.take("023e00") is None
+    assert side.take("023e00cccccccccc") == "3e00"
+
+
+# --- CAN FD -------------------------------------------------------------------------------------
+
+
+def test_single_frames_of_can_fd() -> None:
+    """Up to seven bytes as ever, then with a length byte of their own in the shortest frame (table 13)."""
+    side = Side()
+    for size, frame_bytes in ((8, 12), (10, 12), (11, 16), (22, 24), (23, 32), (47, 64), (62, 64)):
+        data = bytes(range(size))
+        frame = (b"\x00" + bytes([size]) + data).ljust(frame_bytes, b"\xcc").hex()
+        assert side.take(frame) == data.hex(), size
+    assert side.take("023e00cccccccccc") == "3e00"
+
+
+FD_BROKEN = {
+    "a nibble's length in a long frame": "07" + "11" * 11,
+    "a length of seven": "0007" + "11" * 10,
+    "a length of nothing": "0000" + "11" * 10,
+    "more than the frame holds": "000b" + "11" * 10,
+    "a longer frame than it takes": "0008" + "11" * 14,
+    "a first frame that a single one could be": "103e" + "11" * 62,
+    "an escape that is not needed": "100000000fff" + "11" * 58,
+}
+
+
+@pytest.mark.parametrize("frame", FD_BROKEN.values(), ids=FD_BROKEN)
+def test_what_is_broken_in_can_fd_is_never_a_message(frame: str) -> None:
+    side = Side()
+    assert side.take(frame) is None
+    assert side.sent == []
+    assert not side.receiver.is_receiving
+
+
+@pytest.mark.parametrize("frame_bytes", [12, 64])
+def test_the_first_frame_tells_the_length_of_the_others(frame_bytes: int) -> None:
+    side = Side()
+    data = bytes(n & 0xFF for n in range(200))
+    at = frame_bytes - 2
+    assert side.take(f"10{len(data):02x}" + data[:at].hex()) is None
+    number = 1
+    while at < len(data):
+        piece = data[at : at + frame_bytes - 1]
+        if len(piece) == frame_bytes - 1:
+            assert side.take(f"2{number % 16:x}" + piece[:-4].hex()) is None, "too short: not heard"
+        done = side.take(f"2{number % 16:x}" + piece.hex())
+        at, number = at + len(piece), number + 1
+    assert done == data.hex()
+
+
+def test_a_buffer_of_more_than_4095_bytes_takes_the_escape() -> None:
+    side = Side(transport=Transport(most_bytes=5000))
+    data = bytes(n & 0xFF for n in range(5000))
+    assert side.take("1000000013 88".replace(" ", "") + data[:58].hex()) is None
+    assert side.sent == [FC]
+    for number, at in enumerate(range(58, 5000, 63), start=1):
+        done = side.take(f"2{number % 16:x}" + data[at : at + 63].hex())
+    assert done == data.hex()
+    side.take("100000001389" + data[:58].hex())
+    assert side.sent[-1] == "320000aaaaaaaaaa"
+
+
+def test_waits_come_before_each_go() -> None:
+    side = Side(transport=Transport(waits=2, wait_s=0.9, block_size=1, st_min=5))
+    for frame in (FF20, *REST):
+        last = side.feed(frame)
+    wait, go = "310105aaaaaaaaaa", "300105aaaaaaaaaa"
+    assert side.sent == [wait, wait, go] * 2
+    assert side.now == pytest.approx(3.6)
+    assert last == WHOLE, "N_Cr begins when it says go"
 
 
 # --- sending ------------------------------------------------------------------------------------
@@ -140,6 +233,35 @@ def test_responses_are_padded_and_follow_flow_control() -> None:
         "2522aaaaaaaaaaaa",
     ]
     assert waits == [0.005] * 3
+
+
+@pytest.mark.parametrize(
+    ("size", "frames"),
+    [
+        (7, ["07" + bytes(range(7)).hex()]),
+        (8, ["0008" + bytes(range(8)).hex() + "aaaa"]),
+        (62, ["003e" + bytes(range(62)).hex()]),
+        (63, ["103f" + bytes(range(62)).hex(), "213e" + "aa" * 6]),
+        (
+            135,
+            [
+                "1087" + bytes(range(62)).hex(),
+                "21" + bytes(range(62, 125)).hex(),
+                "22" + bytes(range(125, 135)).hex() + "aa",
+            ],
+        ),
+    ],
+)
+def test_responses_in_can_fd_are_padded_to_a_frame(size: int, frames: list[str]) -> None:
+    found: list[bytes] = []
+    send_message(bytes(range(size)), found.append, lambda: b"\x30\x00\x00", lambda _: None, fd=True)
+    assert [one.hex() for one in found] == frames
+
+
+def test_a_response_over_4095_bytes_takes_the_escape() -> None:
+    frames = sent(bytes(5000), "300000")[0]
+    assert frames[0] == "1000000013880000"
+    assert len(frames) == 1 + -(-4998 // 7)
 
 
 @pytest.mark.parametrize(

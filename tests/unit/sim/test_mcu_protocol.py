@@ -37,7 +37,7 @@ STATES: dict[str, Callable[[Any], object]] = {
 
 CASES = [
     # what, where, request, answer
-    ("unknown service", "application", "8502", "7f8511"),
+    ("unknown service", "application", "8702", "7f8711"),
     ("session: default", "extended", "1001", "5001003201f4"),
     ("session: extended", "application", "1003", "5003003201f4"),
     ("session: programming from default", "application", "1002", "7f107e"),
@@ -63,6 +63,37 @@ CASES = [
     ("read: unknown", "application", "22f190", "7f2231"),
     ("read: half an identifier", "application", "22f1", "7f2213"),
     ("read: two identifiers", "application", "22f197f191", "7f2213"),
+    ("communication: silence", "extended", "280101", "6801"),
+    ("communication: sound again", "extended", "280001", "6800"),
+    ("communication: in the bootloader", "programming", "280101", "6801"),
+    ("communication: suppressed", "extended", "288101", ""),
+    ("communication: default session", "application", "280101", "7f287f"),
+    ("communication: disable reception", "extended", "280301", "7f2812"),
+    ("communication: enhanced address", "extended", "2804010001", "7f2812"),
+    ("communication: network management", "extended", "280102", "7f2831"),
+    ("communication: another subnet", "extended", "280111", "7f2831"),
+    ("communication: short", "extended", "2801", "7f2813"),
+    ("communication: long", "extended", "28010100", "7f2813"),
+    ("communication: nothing", "extended", "28", "7f2813"),
+    ("trouble codes: off", "extended", "8502", "c502"),
+    ("trouble codes: on", "extended", "8501", "c501"),
+    ("trouble codes: suppressed", "extended", "8582", ""),
+    ("trouble codes: default session", "application", "8502", "7f857f"),
+    ("trouble codes: other", "extended", "8503", "7f8512"),
+    ("trouble codes: an option", "extended", "8502ffffff", "7f8513"),
+    ("trouble codes: nothing", "extended", "85", "7f8513"),
+    ("memory: locked", "programming", f"2344{SLOT}00000004", "7f2333"),
+    ("memory: in the application", "extended", f"2344{SLOT}00000004", "7f237f"),
+    ("memory: slot", "unlocked", f"2344{SLOT}00000004", "6300000220"),
+    ("memory: more than fits", "unlocked", f"2344{SLOT}00000ffe", "7f2331"),
+    ("memory: nothing", "unlocked", f"2344{SLOT}00000000", "7f2331"),
+    ("memory: bootloader", "unlocked", "23440800000000000004", "7f2331"),
+    ("memory: bootloader's state", "unlocked", "23440800c00000000004", "7f2331"),
+    ("memory: RAM", "unlocked", "23442000000000000004", "7f2331"),
+    ("memory: past the slot", "unlocked", "23440807fffe00000004", "7f2331"),
+    ("memory: other format", "unlocked", "2324080100000004", "7f2313"),
+    ("memory: format of another length", "unlocked", f"2343{SLOT}00000004", "7f2331"),
+    ("authentication: not here", "programming", "2908", "7f2911"),
     ("preconditions: good", "extended", "31010203", "7101020300"),
     ("preconditions: default session", "application", "31010203", "7f317f"),
     ("preconditions: programming session", "programming", "31010203", "7f3131"),
@@ -286,7 +317,7 @@ def test_functional_requests_keep_the_session_and_are_not_refused(ecu: Any) -> N
         ecu.now += 4.0
         assert ecu.all_answers("3e80", functional=True) == []
     assert ecu.ask("2701") == "6701" + "00" * 16
-    for request in ("8502", "2201", "22f190", "1002", "1101", "2701", "3e01", "1004"):
+    for request in ("8702", "2201", "22f190", "1002", "1101", "2701", "3e01", "1004"):
         expected = ["7f2213"] if request == "2201" else []
         assert [one.hex() for one in ecu.all_answers(request, functional=True)] == expected, request
 

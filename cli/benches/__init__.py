@@ -1,0 +1,1 @@
+"""Benchmarks: each file measures, `report` says what a figure is held against."""

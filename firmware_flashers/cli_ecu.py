@@ -1,0 +1,154 @@
+"""The options that every `quarry flash` command shares: which ECU, on which bus, opened by what."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from firmware_flashers.base import BenchFlasher
+from firmware_flashers.can_link import open_link
+from firmware_flashers.profile import examples, read_profile
+from firmware_flashers.registry import EcuSettings, flasher_on
+from shared.errors import ConfigError
+
+UNNAMED = "unnamed"
+"""Stands for a kind or hardware that nobody named: such an ECU is only asked, never written."""
+
+
+def number(text: str | int) -> int:
+    """A whole number, hexadecimal with 0x."""
+    # Defaults come through here too.
+    try:
+        return int(str(text), 0)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a number; write 0x7E0 or 2016") from error
+
+
+def _id(text: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(parser=number, metavar="ID", help=text)
+    return option
+
+
+OPTIONS: dict[str, Any] = {
+    "profile": Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|NAME",
+            help=f"The ECU's profile: a TOML file, or one of {', '.join(examples())} (see: flash profiles).",
+        ),
+    ],
+    "interface": Annotated[
+        str, typer.Option(help="A python-can interface: socketcan, pcan, slcan, quarry-hub, ...")
+    ],
+    "channel": Annotated[str, typer.Option(help="Its channel: can0, a socket's path, ...")],
+    "bitrate": Annotated[int | None, typer.Option(help="bit/s, for interfaces that set it themselves.")],
+    "fd": Annotated[bool | None, typer.Option("--fd/--no-fd", help="The bus carries CAN FD frames.")],
+    "data_bitrate": Annotated[int | None, typer.Option(help="CAN FD: bit/s after the switch.")],
+    "tx_id": Annotated[int | None, _id("The ECU listens to it (over 0x7FF: 29-bit).")],
+    "rx_id": Annotated[int | None, _id("The ECU answers with it.")],
+    "kind": Annotated[str | None, typer.Option(help="What the ECU must say it is (F197).")],
+    "hardware": Annotated[str | None, typer.Option(help="Which revision it must say it is (F191).")],
+    "security_secret": Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Security access: 32 bytes or 64 hex digits, 0600.")
+    ],
+    "trace": Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write every frame down: .log (candump), .asc, .blf or .csv."),
+    ],
+}
+DEFAULTS: dict[str, Any] = {"profile": ..., "interface": "socketcan", "channel": "can0"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What was asked on the command line, before it is checked."""
+
+    profile: str
+    interface: str
+    channel: str
+    bitrate: int | None
+    fd: bool | None
+    data_bitrate: int | None
+    tx_id: int | None
+    rx_id: int | None
+    kind: str | None
+    hardware: str | None
+    security_secret: Path | None
+    trace: Path | None
+
+    def settings(self) -> EcuSettings:
+        """The profile's values, and over them what was given. Raises ConfigError that names the key."""
+        profile = read_profile(self.profile)
+        return profile.settings(
+            component="bench",
+            interface=self.interface,
+            channel=self.channel,
+            bitrate=self.bitrate,
+            fd=self.fd,
+            data_bitrate=self.data_bitrate,
+            tx_id=self.tx_id,
+            rx_id=self.rx_id,
+            kind=self.kind or profile.kind or UNNAMED,
+            hardware=self.hardware or profile.hardware or UNNAMED,
+            security_secret_file=self.security_secret,
+        )
+
+    @asynccontextmanager
+    async def opened(self, holder: str) -> AsyncIterator[BenchFlasher]:
+        """The ECU's flasher, its interface held and traced."""
+        settings = self.settings()
+        async with (
+            open_link(
+                interface=settings.interface,
+                channel=settings.channel,
+                bitrate=settings.bitrate,
+                fd=settings.fd,
+                data_bitrate=settings.data_bitrate,
+                trace=self.trace,
+                holder=holder,
+            ) as link,
+            flasher_on(link, settings) as flasher,
+        ):
+            yield flasher
+
+    def named(self) -> tuple[str, str]:
+        """Kind and hardware that the ECU must say of itself. Raises ConfigError when nobody named them."""
+        settings = self.settings()
+        for key in ("kind", "hardware"):
+            if getattr(settings, key) == UNNAMED:
+                raise ConfigError(
+                    f"the ECU's {key} is not named",
+                    advice=f"Give --{key}, or {key} in the profile; `quarry flash identify` shows it.",
+                )
+        return settings.kind, settings.hardware
+
+
+def with_ecu(act: Callable[..., None]) -> Callable[..., None]:
+    """A command whose first parameter, a Wish, is filled from the options of every command.
+
+    Typer reads a command's options from its signature, so these are put into it.
+    """
+    hints = get_type_hints(act, include_extras=True)
+    _, *own = inspect.signature(act, eval_str=True).parameters.values()
+
+    def command(**given: Any) -> None:
+        wish = Wish(**{name: given.pop(name) for name in OPTIONS})
+        act(wish, **given)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    added = [
+        inspect.Parameter(name, keyword, default=DEFAULTS.get(name), annotation=kind)
+        for name, kind in OPTIONS.items()
+    ]
+    command.__name__, command.__doc__ = act.__name__, act.__doc__
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [*(one.replace(kind=keyword) for one in own), *added]
+    )
+    command.__annotations__ = {one.name: hints[one.name] for one in own} | OPTIONS
+    return command
