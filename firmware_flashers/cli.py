@@ -37,6 +37,7 @@ from firmware_flashers.base import (
 )
 from firmware_flashers.cli_ecu import UNNAMED, Wish, number, with_ecu
 from firmware_flashers.profile import EXAMPLES, examples, read_profile
+from firmware_flashers.rom_steps import LOADER_GONE
 from firmware_flashers.worker import share_interpreter_often
 from shared.errors import ConfigError, OtaError
 from shared.images.formats import read
@@ -290,7 +291,7 @@ def _exit_code(error: OtaError, *, reads_only: bool) -> int:
     match error:
         case ConfigError():
             return WRONG_USE
-        case NotProved() if reads_only:
+        case NotProved() if reads_only and error.code != LOADER_GONE:
             return DIFFERS
         case FlashError() if error.touched and not reads_only:
             return TOUCHED

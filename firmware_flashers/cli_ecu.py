@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -57,6 +58,26 @@ OPTIONS: dict[str, Any] = {
     "security_secret": Annotated[
         Path | None, typer.Option(metavar="FILE", help="Security access: 32 bytes or 64 hex digits, 0600.")
     ],
+    "security_command": Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROGRAM", help="Security access by a program: seed (hex) on stdin, key (hex) on stdout."
+        ),
+    ],
+    "certificate": Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Authentication (0x29): our certificate, PEM or DER.")
+    ],
+    "certificate_key": Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its private key, PEM, mode 0600.")
+    ],
+    "enter_command": Annotated[
+        str | None,
+        typer.Option(metavar="PROGRAM", help="ROM loaders: a program that brings the part into its loader."),
+    ],
+    "functional_id": Annotated[int | None, _id("All ECUs listen to it.")],
+    "isotp": Annotated[
+        str | None, typer.Option(help="Who makes frames of messages: auto, kernel or python.")
+    ],
     "trace": Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write every frame down: .log (candump), .asc, .blf or .csv."),
@@ -80,6 +101,12 @@ class Wish:
     kind: str | None
     hardware: str | None
     security_secret: Path | None
+    security_command: str | None
+    certificate: Path | None
+    certificate_key: Path | None
+    enter_command: str | None
+    functional_id: int | None
+    isotp: str | None
     trace: Path | None
 
     def settings(self) -> EcuSettings:
@@ -97,6 +124,12 @@ class Wish:
             kind=self.kind or profile.kind or UNNAMED,
             hardware=self.hardware or profile.hardware or UNNAMED,
             security_secret_file=self.security_secret,
+            security_command=_words("security-command", self.security_command),
+            security_certificate_file=self.certificate,
+            security_key_file=self.certificate_key,
+            enter_command=_words("enter-command", self.enter_command),
+            functional_id=self.functional_id,
+            isotp=self.isotp,
         )
 
     @asynccontextmanager
@@ -127,6 +160,16 @@ class Wish:
                     advice=f"Give --{key}, or {key} in the profile; `quarry flash identify` shows it.",
                 )
         return settings.kind, settings.hardware
+
+
+def _words(option: str, text: str | None) -> tuple[str, ...] | None:
+    """A program and its arguments as a shell would split them; no shell runs it."""
+    if text is None:
+        return None
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise ConfigError(f"--{option} {text!r} can't be split into words: {error}") from error
 
 
 def with_ecu(act: Callable[..., None]) -> Callable[..., None]:

@@ -32,6 +32,7 @@ from shared.states import Step
 
 log = get_log("firmware_flashers")
 
+LOADER_GONE = "loader_gone"
 BRING_BACK = "Bring the part back into its ROM loader (BOOT0 high, then reset) and verify again."
 
 
@@ -130,7 +131,9 @@ class RomSteps:
                 self._compare(image)
         except (NoAnswer, BusNotIsolated) as error:
             raise NotProved(
-                f"no ROM loader answers that could read back what runs: {error.message}", advice=BRING_BACK
+                f"no ROM loader answers that could read back what runs: {error.message}",
+                code=LOADER_GONE,
+                advice=BRING_BACK,
             ) from error
         return self._identity(Proof.of(image), in_bootloader=visit.stays)
 

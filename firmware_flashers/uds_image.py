@@ -7,9 +7,10 @@ import struct
 from dataclasses import dataclass
 
 from firmware_flashers.base import BadImage, FirmwareImage, MemoryRange, WrongEcu
-from firmware_flashers.uds_profile import ESP, STM32, UdsProfile
+from firmware_flashers.uds_profile import ESP, MCUBOOT, STM32, UdsProfile
 from shared.errors import OtaError
 from shared.images.esp import EspTarget, judge_esp, read_esp
+from shared.images.mcuboot import McubootSlot, judge_mcuboot, read_mcuboot
 from shared.images.stm32 import judge
 from shared.release import Incompatible
 from shared.trust.document import read_unverified
@@ -34,11 +35,10 @@ def judge_image(image: FirmwareImage, profile: UdsProfile, *, kind: str, hardwar
         raise WrongEcu(error.message) from error
     if (len(image.data), hashlib.sha256(image.data).hexdigest()) != (spec.length, spec.sha256):
         raise BadImage("the image's bytes are not the ones that its document describes")
-    if profile.image == STM32:
-        try:
-            judge(image.data, profile.memory.layout)
-        except OtaError as error:
-            raise BadImage(error.message, advice=error.advice) from error
+    try:
+        _judge_content(image.data, profile)
+    except OtaError as error:
+        raise BadImage(error.message, advice=error.advice) from error
     if not profile.has_document:
         return
     try:
@@ -48,6 +48,15 @@ def judge_image(image: FirmwareImage, profile: UdsProfile, *, kind: str, hardwar
         raise BadImage(error.message) from error
     if claimed != spec:
         raise BadImage("the document describes another firmware than the image's")
+
+
+def _judge_content(data: bytes, profile: UdsProfile) -> None:
+    memory = profile.memory
+    if profile.image == STM32:
+        judge(data, memory.layout)
+    elif profile.image == MCUBOOT:
+        slot_bytes = memory.slot.end - memory.slot.start
+        judge_mcuboot(read_mcuboot(data), McubootSlot(slot_bytes=slot_bytes, write_bytes=memory.word_bytes))
 
 
 def judge_place(image: FirmwareImage, place: Place) -> None:

@@ -26,8 +26,8 @@ DEFLATE = "deflate"
 COMPRESSIONS = ("none", DEFLATE)
 ROUTINE, READ = "routine", "read"
 PROOFS = (ROUTINE, READ)
-STM32, ESP, RAW = "stm32", "esp", "raw"
-IMAGES = (STM32, ESP, RAW)
+STM32, ESP, MCUBOOT, RAW = "stm32", "esp", "mcuboot", "raw"
+IMAGES = (STM32, ESP, MCUBOOT, RAW)
 _HEX = re.compile(r"(?:[0-9a-f]{2})*")
 
 

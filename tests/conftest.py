@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,8 +16,9 @@ from control_plane.db import Database
 from control_plane.embedded.postgres import EmbeddedPostgres
 from control_plane.migrate import migrate
 
-# What simulated parts log beside a command that runs in the test's own process is none of its output.
-structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
+# What simulated parts log beside a command that runs in the test's own process is none of its output;
+# pytest keeps it and shows it when the test fails.
+structlog.configure(logger_factory=structlog.stdlib.LoggerFactory())
 
 # Every row goes, sequences begin anew; foreign keys and triggers are off meanwhile.
 _EMPTY = """

@@ -117,6 +117,14 @@ def test_write_verify_read_erase_reset(bench: Bench) -> None:
     assert bench.flash("verify", *unsigned(bench)).code == 4
 
 
+def test_a_part_whose_loader_has_gone_can_not_be_asked(bench: Bench) -> None:
+    assert bench.flash("write", *unsigned(bench)).code == 0
+    gone = bench.flash("verify", *unsigned(bench), "--json")
+    assert gone.code == 1
+    assert gone.document["error"]["code"] == "loader_gone"
+    assert "BOOT0" in gone.err
+
+
 @pytest.mark.parametrize("form", ["as_ihex", "as_srec"])
 def test_an_image_may_be_hex_or_s_records(bench: Bench, form: str) -> None:
     file = bincopy.BinFile()
@@ -168,6 +176,9 @@ def test_a_neighbour_on_the_bus_is_a_refusal_and_nothing_is_sent(bench: Bench) -
         (("--image", "app.bin", "--version", "1", "--fd"), "classic CAN only"),
         (("--image", "app.bin", "--version", "1", "--tx-id", "1"), "tx_id is given"),
         (("--image", "app.bin", "--version", "1", "--security-secret", "x"), "security_secret_file"),
+        (("--image", "app.bin", "--version", "1", "--certificate", "x"), "security_certificate_file"),
+        (("--image", "app.bin", "--version", "1", "--security-command", "x"), "security_command"),
+        (("--image", "app.bin", "--version", "1", "--enter-command", "'x"), "--enter-command"),
     ],
 )
 def test_wrong_use_is_one_sentence(
