@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self, get_type_hints
+from typing import Annotated, Any, Self
 
 import httpx
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from firmware_flashers.cli_options import with_options
 from shared.errors import OtaError
 
 REQUEST_TIMEOUT_S = 30.0
@@ -136,27 +136,11 @@ class OfficeClient:
 
 
 def with_office(act: Callable[..., None]) -> Callable[..., None]:
-    """A command whose first parameter, `client`, is filled from `--data`, `--office`, `--token-file`.
-
-    Typer reads a command's options from its signature, so these three are put into it.
-    """
-    hints = get_type_hints(act, include_extras=True)
-    _, *own = inspect.signature(act, eval_str=True).parameters.values()
+    """A command whose first parameter, `client`, is filled from `--data`, `--office`, `--token-file`."""
     where = {"data": Data, "office": OfficeUrl, "token_file": TokenFile}
-
-    def command(data: Path | None, office: str | None, token_file: Path | None, **given: Any) -> None:
-        with OfficeClient(data, office, token_file) as client:
-            act(client, **given)
-
-    added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-        for name, kind in where.items()
-    ]
-    keyword = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
-    command.__name__, command.__doc__ = act.__name__, act.__doc__
-    command.__signature__ = inspect.Signature([*keyword, *added])  # type: ignore[attr-defined]
-    command.__annotations__ = {one.name: hints[one.name] for one in own} | where
-    return command
+    return with_options(
+        act, where, {}, lambda given: OfficeClient(given["data"], given["office"], given["token_file"])
+    )
 
 
 def print_json(value: object) -> None:

@@ -11,44 +11,17 @@ from typing import Annotated
 import typer
 
 from cli.office import UPLOAD_TIMEOUT_S, AsJson, OfficeClient, print_json, with_office
-from shared.errors import OtaError
+from cli.release_files import KEY_SECRET_VARIABLE, FileTrouble, read_file, write_new
+from cli.release_repo import repo_app
 from shared.release import MAX_IMAGE_BYTES, FirmwareSpec
 from shared.trust.document import MAX_DOCUMENT_BYTES, make_document, read_unverified, verify_document
 from shared.trust.keys import key_ring, load_signer, new_key
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+app.add_typer(repo_app, name="repo")
 
-KEY_SECRET_VARIABLE = "QUARRY_KEY_PASSPHRASE"  # noqa: S105 -- the name of a variable
 ImageFile = Annotated[Path, typer.Option("--image", help="The ECU's image: raw binary, as it lies in flash.")]
 DocumentFile = Annotated[Path, typer.Option("--document", help="The signed document, from `release sign`.")]
-
-
-class FileTrouble(OtaError):
-    """A file can't be read, or must not be written."""
-
-    code = "file"
-    advice = "Give another path."
-
-
-def read_file(path: Path, most_bytes: int) -> bytes:
-    """The whole of a file of at most so many bytes. Raises FileTrouble."""
-    try:
-        if path.stat().st_size > most_bytes:
-            raise FileTrouble(f"{path} has {path.stat().st_size} bytes, at most {most_bytes} are taken")
-        return path.read_bytes()
-    except OSError as error:
-        raise FileTrouble(f"{path} can't be read: {error.strerror}") from error
-
-
-def write_new(path: Path, data: bytes, *, mode: int) -> None:
-    """Write a file that must not be there yet. Raises FileTrouble."""
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(data)
-    except FileExistsError as error:
-        raise FileTrouble(f"{path} is there already and is not overwritten") from error
-    except OSError as error:
-        raise FileTrouble(f"{path} can't be written: {error.strerror}") from error
 
 
 def passphrase() -> bytes | None:

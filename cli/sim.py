@@ -12,8 +12,9 @@ from typing import Annotated
 
 import typer
 
-from cli.sim_mcu import Fault, mcu_app, number, ready
+from cli.sim_mcu import Fault, mcu_app, ready
 from cli.sim_rom import stm32_rom, stm32_rom_fd
+from firmware_flashers.cli_options import number
 from shared.errors import ConfigError
 from shared.logs import set_up_logs
 from sim.can_bus import HubServer

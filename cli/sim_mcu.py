@@ -11,20 +11,21 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import can
 import typer
 
+from firmware_flashers.cli_options import can_id, number, with_options
 from firmware_flashers.security import read_secret
 from shared.errors import OtaError
 from shared.logs import set_up_logs
 from sim.mcu.assembly import McuSettings
 from sim.mcu.esp32_mcu import Esp32Mcu, Esp32Settings, esp32_factory
 from sim.mcu.esp_boot import Chip
-from sim.mcu.faults import parse_faults
+from sim.mcu.faults import Faults, parse_faults
 from sim.mcu.isotp import Transport
 from sim.mcu.profile import Downloads, EcuIdentity, Timing
 from sim.mcu.server import Served, Stm32Mcu, factory
@@ -32,6 +33,7 @@ from sim.truck import HARDWARE, KIND, leave_factory, read_file
 
 mcu_app = typer.Typer(no_args_is_help=True, help="Simulated MCUs on a CAN bus.")
 
+S = TypeVar("S")
 POLL_S = 0.2
 # Drivers of python-can raise what their vendors' libraries do; all mean: no bus.
 DRIVER_ERRORS = (
@@ -43,20 +45,6 @@ DRIVER_ERRORS = (
     AttributeError,
     NotImplementedError,
 )
-
-
-def number(text: str | int) -> int:
-    """A whole number, hexadecimal with 0x."""
-    # Defaults come through here too.
-    try:
-        return int(str(text), 0)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not a number; write 0x7E0 or 2016") from error
-
-
-def _id(text: str) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(parser=number, metavar="ID", help=text)
-    return option
 
 
 Interface = Annotated[str, typer.Option(help="A python-can interface, quarry-hub or socketcan, say.")]
@@ -71,36 +59,73 @@ Fault = Annotated[
     typer.Option("--fault", help="NAME=VALUE, repeatable: busy=2, pending_s=8, power_cut_at_frame=300 ..."),
 ]
 
-PublicKey = Annotated[
-    list[Path], typer.Option(help="PEM of a key that signs firmware for this MCU; repeatable.")
-]
-SecuritySecret = Annotated[
-    Path | None,
-    typer.Option(help="Security access (27): the ECU family's 32 bytes, in a 0600 file. This or --ca."),
-]
-Ca = Annotated[
-    Path | None,
-    typer.Option(help="Authentication (29): the CA certificate that issues testers' ones. PEM or DER."),
-]
-Kind = Annotated[str, typer.Option(help="What it says it is.")]
-Hardware = Annotated[str, typer.Option(help="Its hardware revision.")]
-Image = Annotated[Path | None, typer.Option(help="Factory image, for a flash that is new.")]
-Document = Annotated[Path | None, typer.Option(help="The factory image's signed document.")]
-Fd = Annotated[bool, typer.Option("--fd", help="It answers in CAN FD frames of up to 64 bytes.")]
-TxId = Annotated[int, _id("It listens to it: the tester's tx_id (over 0x7FF: 29-bit).")]
-RxId = Annotated[int, _id("It answers with it: the tester's rx_id.")]
-FunctionalId = Annotated[int, _id("Requests to all ECUs.")]
-BlockBytes = Annotated[int, typer.Option(help="The longest TransferData that it takes.")]
-BlockSize = Annotated[int, typer.Option(min=0, max=255, help="Frames between its flow controls; 0: all.")]
-StMin = Annotated[
-    int, typer.Option(parser=number, metavar="BYTE", help="Its STmin: 1..127 ms, 0xF1..0xF9 100..900 us.")
-]
-Waits = Annotated[int, typer.Option(min=0, max=100, help="Flow controls that say WAIT before each go.")]
-NeedsPadding = Annotated[bool, typer.Option("--needs-padding", help="It is deaf to frames under 8 bytes.")]
 EraseS = Annotated[float, typer.Option(min=0, max=60, help="Seconds that the erase of a sector takes.")]
-ProgramS = Annotated[float, typer.Option(min=0, max=60, help="Seconds that a block's programming takes.")]
-Pipelined = Annotated[bool, typer.Option("--pipelined", help="It receives the next block meanwhile.")]
-Deflate = Annotated[bool, typer.Option("--deflate", help="It takes compressed downloads (format 10).")]
+UDS_OPTIONS: dict[str, Any] = {
+    "interface": Interface,
+    "channel": Channel,
+    "public_key": Annotated[
+        list[Path], typer.Option(help="PEM of a key that signs firmware for this MCU; repeatable.")
+    ],
+    "security_secret": Annotated[
+        Path | None,
+        typer.Option(help="Security access (27): the ECU family's 32 bytes, in a 0600 file. This or --ca."),
+    ],
+    "ca": Annotated[
+        Path | None,
+        typer.Option(help="Authentication (29): the CA certificate that issues testers' ones. PEM or DER."),
+    ],
+    "flash": FlashFile,
+    "kind": Annotated[str, typer.Option(help="What it says it is.")],
+    "hardware": Annotated[str, typer.Option(help="Its hardware revision.")],
+    "image": Annotated[Path | None, typer.Option(help="Factory image, for a flash that is new.")],
+    "document": Annotated[Path | None, typer.Option(help="The factory image's signed document.")],
+    "fd": Annotated[bool, typer.Option("--fd", help="It answers in CAN FD frames of up to 64 bytes.")],
+    "bitrate": Bitrate,
+    "data_bitrate": DataBitrate,
+    "tx_id": Annotated[int, can_id("It listens to it: the tester's tx_id (over 0x7FF: 29-bit).")],
+    "rx_id": Annotated[int, can_id("It answers with it: the tester's rx_id.")],
+    "functional_id": Annotated[int, can_id("Requests to all ECUs.")],
+    "block_bytes": Annotated[int, typer.Option(help="The longest TransferData that it takes.")],
+    "block_size": Annotated[
+        int, typer.Option(min=0, max=255, help="Frames between its flow controls; 0: all.")
+    ],
+    "st_min": Annotated[
+        int,
+        typer.Option(parser=number, metavar="BYTE", help="Its STmin: 1..127 ms, 0xF1..0xF9 100..900 us."),
+    ],
+    "waits": Annotated[int, typer.Option(min=0, max=100, help="Flow controls that say WAIT before each go.")],
+    "needs_padding": Annotated[
+        bool, typer.Option("--needs-padding", help="It is deaf to frames under 8 bytes.")
+    ],
+    "erase_s": EraseS,
+    "program_s": Annotated[
+        float, typer.Option(min=0, max=60, help="Seconds that a block's programming takes.")
+    ],
+    "pipelined": Annotated[bool, typer.Option("--pipelined", help="It receives the next block meanwhile.")],
+    "deflate": Annotated[bool, typer.Option("--deflate", help="It takes compressed downloads (format 10).")],
+    "fault": Fault,
+}
+"""What a part that speaks UDS is told, whatever it is."""
+UDS_DEFAULTS: dict[str, Any] = {
+    "interface": ...,
+    "channel": ...,
+    "public_key": ...,
+    "kind": KIND,
+    "hardware": HARDWARE,
+    "fd": False,
+    "tx_id": 0x7E0,
+    "rx_id": 0x7E8,
+    "functional_id": 0x7DF,
+    "block_bytes": 4095,
+    "block_size": 0,
+    "st_min": 0,
+    "waits": 0,
+    "needs_padding": False,
+    "erase_s": 0.0,
+    "program_s": 0.0,
+    "pipelined": False,
+    "deflate": False,
+}
 
 
 class BusFailed(OtaError):
@@ -203,97 +228,68 @@ def uds_words(given: Mapping[str, Any], path: Path) -> dict[str, Any]:
     }
 
 
-@mcu_app.command("stm32-uds")
-def stm32_uds(
-    interface: Interface,
-    channel: Channel,
-    public_key: PublicKey,
-    security_secret: SecuritySecret = None,
-    ca: Ca = None,
-    flash: FlashFile = None,
-    kind: Kind = KIND,
-    hardware: Hardware = HARDWARE,
-    image: Image = None,
-    document: Document = None,
-    fd: Fd = False,
-    bitrate: Bitrate = None,
-    data_bitrate: DataBitrate = None,
-    tx_id: TxId = 0x7E0,
-    rx_id: RxId = 0x7E8,
-    functional_id: FunctionalId = 0x7DF,
-    block_bytes: BlockBytes = 4095,
-    block_size: BlockSize = 0,
-    st_min: StMin = 0,
-    waits: Waits = 0,
-    needs_padding: NeedsPadding = False,
-    erase_s: EraseS = 0.0,
-    program_s: ProgramS = 0.0,
-    pipelined: Pipelined = False,
-    deflate: Deflate = False,
-    fault: Fault = None,
+def with_uds_options(act: Callable[..., None]) -> Callable[..., None]:
+    """A command whose first parameter has the values of UDS_OPTIONS by name."""
+    return with_options(act, UDS_OPTIONS, UDS_DEFAULTS, nullcontext)
+
+
+def run_uds(
+    given: Mapping[str, Any],
+    fill: Callable[[Path, bytes, bytes], None],
+    settings_of: Callable[[dict[str, Any]], S],
+    make: Callable[[S, can.BusABC, Faults], Served[Any]],
 ) -> None:
+    """Run a part: `fill` is its factory, `settings_of` checks its words, `make` puts it onto a bus."""
+    set_up_logs("quarry-sim-mcu")
+    interface, channel = given["interface"], given["channel"]
+    with ExitStack() as stack:
+        path = stack.enter_context(flash_file(given["flash"]))
+        leave_factory(path, given["image"], given["document"], fill)
+        settings = settings_of(uds_words(given, path))
+        faults = parse_faults(given["fault"] or [])
+        bus = stack.enter_context(
+            open_bus(
+                interface,
+                channel,
+                fd=given["fd"],
+                bitrate=given["bitrate"],
+                data_bitrate=given["data_bitrate"],
+            )
+        )
+        mcu = make(settings, bus, faults)
+        serve(mcu, f"{interface} {channel}", lambda: f"MCU {given['kind']} {given['hardware']}")
+
+
+@mcu_app.command("stm32-uds")
+@with_uds_options
+def stm32_uds(given: dict[str, Any]) -> None:
     """Run an STM32 with a UDS bootloader.
 
     It boots an image only if its document is signed by a public key given here and everything fits.
     """
-    given = locals()
-    set_up_logs("quarry-sim-mcu")
-    with ExitStack() as stack:
-        path = stack.enter_context(flash_file(flash))
-        leave_factory(path, image, document, factory)
-        settings = McuSettings(**uds_words(given, path))
-        faults = parse_faults(fault or [])
-        bus = stack.enter_context(
-            open_bus(interface, channel, fd=fd, bitrate=bitrate, data_bitrate=data_bitrate)
-        )
-        mcu = Stm32Mcu(settings, bus, faults=faults)
-        serve(mcu, f"{interface} {channel}", lambda: f"MCU {kind} {hardware}")
+    run_uds(
+        given,
+        factory,
+        lambda words: McuSettings(**words),
+        lambda settings, bus, faults: Stm32Mcu(settings, bus, faults=faults),
+    )
 
 
 @mcu_app.command("esp32-uds")
+@with_uds_options
 def esp32_uds(
-    interface: Interface,
-    channel: Channel,
-    public_key: PublicKey,
-    security_secret: SecuritySecret = None,
-    ca: Ca = None,
-    flash: FlashFile = None,
-    kind: Kind = KIND,
-    hardware: Hardware = HARDWARE,
+    given: dict[str, Any],
     chip_id: Annotated[int, typer.Option(help="Its chip id: 0 ESP32, 9 ESP32-S3, ...")] = 0,
     chip_revision: Annotated[int, typer.Option(help="Its revision: major * 100 + minor.")] = 300,
-    image: Image = None,
-    document: Document = None,
-    fd: Fd = False,
-    bitrate: Bitrate = None,
-    data_bitrate: DataBitrate = None,
-    tx_id: TxId = 0x7E0,
-    rx_id: RxId = 0x7E8,
-    functional_id: FunctionalId = 0x7DF,
-    block_bytes: BlockBytes = 4095,
-    block_size: BlockSize = 0,
-    st_min: StMin = 0,
-    waits: Waits = 0,
-    needs_padding: NeedsPadding = False,
-    erase_s: EraseS = 0.0,
-    program_s: ProgramS = 0.0,
-    pipelined: Pipelined = False,
-    deflate: Deflate = False,
-    fault: Fault = None,
 ) -> None:
     """Run an ESP32 with two OTA slots, whose application speaks UDS.
 
     It runs an image only if its document is signed by a public key given here and everything fits.
     """
-    given = locals()
-    set_up_logs("quarry-sim-mcu")
-    with ExitStack() as stack:
-        path = stack.enter_context(flash_file(flash))
-        leave_factory(path, image, document, esp32_factory)
-        settings = Esp32Settings(**uds_words(given, path), chip=Chip(chip_id=chip_id, revision=chip_revision))
-        faults = parse_faults(fault or [])
-        bus = stack.enter_context(
-            open_bus(interface, channel, fd=fd, bitrate=bitrate, data_bitrate=data_bitrate)
-        )
-        mcu = Esp32Mcu(settings, bus, faults=faults)
-        serve(mcu, f"{interface} {channel}", lambda: f"MCU {kind} {hardware}")
+    chip = Chip(chip_id=chip_id, revision=chip_revision)
+    run_uds(
+        given,
+        esp32_factory,
+        lambda words: Esp32Settings(**words, chip=chip),
+        lambda settings, bus, faults: Esp32Mcu(settings, bus, faults=faults),
+    )

@@ -35,7 +35,8 @@ from firmware_flashers.base import (
     Progress,
     TrustClass,
 )
-from firmware_flashers.cli_ecu import UNNAMED, Wish, number, with_ecu
+from firmware_flashers.cli_ecu import UNNAMED, Wish, with_ecu
+from firmware_flashers.cli_options import number
 from firmware_flashers.profile import EXAMPLES, examples, read_profile
 from firmware_flashers.rom_steps import LOADER_GONE
 from firmware_flashers.worker import share_interpreter_often

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 import shlex
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
 from firmware_flashers.base import BenchFlasher
 from firmware_flashers.can_link import open_link
+from firmware_flashers.cli_options import can_id, with_options
 from firmware_flashers.profile import examples, read_profile
 from firmware_flashers.registry import EcuSettings, flasher_on
 from shared.errors import ConfigError
 
 UNNAMED = "unnamed"
 """Stands for a kind or hardware that nobody named: such an ECU is only asked, never written."""
-
-
-def number(text: str | int) -> int:
-    """A whole number, hexadecimal with 0x."""
-    # Defaults come through here too.
-    try:
-        return int(str(text), 0)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not a number; write 0x7E0 or 2016") from error
-
-
-def _id(text: str) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(parser=number, metavar="ID", help=text)
-    return option
 
 
 OPTIONS: dict[str, Any] = {
@@ -51,8 +37,8 @@ OPTIONS: dict[str, Any] = {
     "bitrate": Annotated[int | None, typer.Option(help="bit/s, for interfaces that set it themselves.")],
     "fd": Annotated[bool | None, typer.Option("--fd/--no-fd", help="The bus carries CAN FD frames.")],
     "data_bitrate": Annotated[int | None, typer.Option(help="CAN FD: bit/s after the switch.")],
-    "tx_id": Annotated[int | None, _id("The ECU listens to it (over 0x7FF: 29-bit).")],
-    "rx_id": Annotated[int | None, _id("The ECU answers with it.")],
+    "tx_id": Annotated[int | None, can_id("The ECU listens to it (over 0x7FF: 29-bit).")],
+    "rx_id": Annotated[int | None, can_id("The ECU answers with it.")],
     "kind": Annotated[str | None, typer.Option(help="What the ECU must say it is (F197).")],
     "hardware": Annotated[str | None, typer.Option(help="Which revision it must say it is (F191).")],
     "security_secret": Annotated[
@@ -74,7 +60,7 @@ OPTIONS: dict[str, Any] = {
         str | None,
         typer.Option(metavar="PROGRAM", help="ROM loaders: a program that brings the part into its loader."),
     ],
-    "functional_id": Annotated[int | None, _id("All ECUs listen to it.")],
+    "functional_id": Annotated[int | None, can_id("All ECUs listen to it.")],
     "isotp": Annotated[
         str | None, typer.Option(help="Who makes frames of messages: auto, kernel or python.")
     ],
@@ -173,25 +159,5 @@ def _words(option: str, text: str | None) -> tuple[str, ...] | None:
 
 
 def with_ecu(act: Callable[..., None]) -> Callable[..., None]:
-    """A command whose first parameter, a Wish, is filled from the options of every command.
-
-    Typer reads a command's options from its signature, so these are put into it.
-    """
-    hints = get_type_hints(act, include_extras=True)
-    _, *own = inspect.signature(act, eval_str=True).parameters.values()
-
-    def command(**given: Any) -> None:
-        wish = Wish(**{name: given.pop(name) for name in OPTIONS})
-        act(wish, **given)
-
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    added = [
-        inspect.Parameter(name, keyword, default=DEFAULTS.get(name), annotation=kind)
-        for name, kind in OPTIONS.items()
-    ]
-    command.__name__, command.__doc__ = act.__name__, act.__doc__
-    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [*(one.replace(kind=keyword) for one in own), *added]
-    )
-    command.__annotations__ = {one.name: hints[one.name] for one in own} | OPTIONS
-    return command
+    """A command whose first parameter, a Wish, is filled from the options of every command."""
+    return with_options(act, OPTIONS, DEFAULTS, lambda given: nullcontext(Wish(**given)))

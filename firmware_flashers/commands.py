@@ -35,13 +35,7 @@ async def run(argv: Sequence[str], *, timeout_s: float) -> str:
     """
     name = " ".join(argv)[:MOST_SAID]
     try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
+        process = await _start(argv)
     except (OSError, ValueError) as error:
         raise CommandFailed(f"{name}: can't be started: {error}") from error
     try:
@@ -61,6 +55,28 @@ async def run(argv: Sequence[str], *, timeout_s: float) -> str:
         why = _UNPRINTABLE.sub(" ", (complained or said).decode(errors="replace")).strip()[:MOST_SAID]
         raise CommandFailed(f"{name}: exit code {code}" + (f": {why}" if why else ""))
     return said.decode(errors="replace")
+
+
+async def _start(argv: Sequence[str]) -> asyncio.subprocess.Process:
+    """Start it; a caller that is cancelled meanwhile leaves nothing of it either.
+
+    Cancelled inside asyncio's own start, only the first process of the group would be ended.
+    """
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with suppress(OSError, ValueError):
+            await _end(await starting)
+        raise
 
 
 async def _read(process: asyncio.subprocess.Process, stream: asyncio.StreamReader | None) -> bytes:

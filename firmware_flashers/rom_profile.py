@@ -6,11 +6,12 @@ Values only, all checked. Two protocols: `stm32-rom` (ST AN3154, bxCAN) and `stm
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from firmware_flashers.base import Capabilities, MemoryRange, TrustClass
+from firmware_flashers.profile_values import check_timing, memory_range, refuse_unknown
 from shared.errors import ConfigError
 from shared.images.stm32 import Stm32Layout
 from shared.images.stm32_families import FAMILIES, Family
@@ -56,11 +57,7 @@ class RomTiming:
 
     def __post_init__(self) -> None:
         """Raises ConfigError that names the key."""
-        for one in fields(self):
-            value = getattr(self, one.name)
-            kinds = (int,) if one.type == "int" else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= 3600:
-                raise ConfigError(f"profile.timing.{one.name} is {value!r}, not a number in (0, 3600]")
+        check_timing(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,34 +203,18 @@ class RomProfile:
         made = {"protocol": protocol, **given}
         if made["protocol"] != protocol:
             raise ConfigError(f"profile.protocol is {made['protocol']!r}, but the file's is {protocol!r}")
-        _refuse_unknown(made, cls, "profile.")
+        refuse_unknown(made, cls, "profile.")
         if "slot" in made:
-            made["slot"] = _range("profile.slot", made["slot"])
+            made["slot"] = memory_range("profile.slot", made["slot"])
         if "never_erased" in made:
             ranges = made["never_erased"]
             if not isinstance(ranges, list):
                 raise ConfigError("profile.never_erased is not a list of [start, end]")
-            made["never_erased"] = tuple(_range("profile.never_erased", one) for one in ranges)
+            made["never_erased"] = tuple(memory_range("profile.never_erased", one) for one in ranges)
         timing = made.get("timing")
         if timing is not None:
             if not isinstance(timing, Mapping):
                 raise ConfigError("profile.timing is not a table")
-            _refuse_unknown(timing, RomTiming, "profile.timing.")
+            refuse_unknown(timing, RomTiming, "profile.timing.")
             made["timing"] = RomTiming(**timing)
         return cls(**made)
-
-
-def _refuse_unknown(given: Mapping[str, Any], known: type, where: str) -> None:
-    names = {one.name for one in fields(known)}
-    for key in given:
-        if key not in names:
-            raise ConfigError(f"{where}{key} is not a known key; known are {', '.join(sorted(names))}")
-
-
-def _range(key: str, value: Any) -> MemoryRange:
-    numbers = isinstance(value, list) and all(
-        isinstance(one, int) and not isinstance(one, bool) for one in value
-    )
-    if not numbers or len(value) != 2:
-        raise ConfigError(f"{key} is not [start, end]")
-    return MemoryRange(start=value[0], end=value[1])

@@ -16,6 +16,7 @@ from typing import Any
 from firmware_flashers import security, uds_words
 from firmware_flashers.base import Capabilities, MemoryRange, TrustClass
 from firmware_flashers.can_link import MOST_11_BITS, MOST_29_BITS
+from firmware_flashers.profile_values import check_timing, memory_range, refuse_unknown
 from firmware_flashers.uds_memory import KIB, MemoryMap
 from shared.errors import ConfigError
 
@@ -61,11 +62,7 @@ class UdsTiming:
 
     def __post_init__(self) -> None:
         """Raises ConfigError that names the key."""
-        for one in fields(self):
-            value = getattr(self, one.name)
-            kinds = (int,) if one.type == "int" else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= 3600:
-                raise ConfigError(f"profile.timing.{one.name} is {value!r}, not a number in (0, 3600]")
+        check_timing(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +243,7 @@ class UdsProfile:
         not. Raises ConfigError that names the key, for unknown ones too.
         """
         from_base = cls() if base is None else base
-        _refuse_unknown(given, cls, "profile.")
+        refuse_unknown(given, cls, "profile.")
         made: dict[str, Any] = {one.name: getattr(from_base, one.name) for one in fields(cls)} | dict(given)
         for name in ("timing", "memory", "dids", "routines"):
             if name in given:
@@ -265,19 +262,12 @@ def _check_16_bits(values: Any, table: str) -> None:
             raise ConfigError(f"profile.{table}.{one.name} is {value!r}, not a 16-bit number")
 
 
-def _refuse_unknown(given: Mapping[str, Any], known: type, where: str) -> None:
-    names = {one.name for one in fields(known)}
-    for key in given:
-        if key not in names:
-            raise ConfigError(f"{where}{key} is not a known key; known are {', '.join(sorted(names))}")
-
-
 def _table(name: str, given: Any, base: Any) -> Any:
     """A dataclass of values like `base`, with what the table changes."""
     if not isinstance(given, Mapping):
         raise ConfigError(f"profile.{name} is not a table")
     kind = type(base)
-    _refuse_unknown(given, kind, f"profile.{name}.")
+    refuse_unknown(given, kind, f"profile.{name}.")
     made = {one.name: getattr(base, one.name) for one in fields(kind)}
     for key, value in given.items():
         made[key] = _value(f"profile.{name}.{key}", value, nullable=name in {"dids", "routines", "memory"})
@@ -289,15 +279,9 @@ def _value(key: str, value: Any, *, nullable: bool) -> Any:
         return None
     if not isinstance(value, list):
         return value
-    if key.endswith(".erase_answers"):
+    if key.endswith((".erase_answers", ".sectors")):
         return tuple(value)
-    if not all(isinstance(one, int) and not isinstance(one, bool) for one in value):
-        raise ConfigError(f"{key} is not a list of whole numbers")
-    if key.endswith(".sectors"):
-        return tuple(value)
-    if len(value) != 2:
-        raise ConfigError(f"{key} is not [start, end]")
-    return MemoryRange(start=value[0], end=value[1])
+    return memory_range(key, value)
 
 
 def _nodes(given: Any) -> tuple[QuietNode, ...]:

@@ -139,6 +139,11 @@ def _spec(signed: Targets) -> FirmwareSpec:
     if len(signed.targets) != 1:
         raise BadDocument(f"a firmware document names one target, this one {len(signed.targets)}")
     [(path, target)] = signed.targets.items()
+    return spec_of(path, target)
+
+
+def spec_of(path: str, target: TargetFile) -> FirmwareSpec:
+    """What one target says of its firmware. Raises BadDocument; who signed it is not looked at."""
     custom = target.unrecognized_fields.get("custom")
     if not isinstance(custom, dict):
         raise BadDocument("the target has no custom object")

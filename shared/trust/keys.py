@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from securesystemslib.signer import CryptoSigner, Key, SSlibKey
 
@@ -56,3 +57,16 @@ def load_public(public_pem: bytes) -> Key:
 def key_ring(public_pems: list[bytes]) -> dict[str, Key]:
     """Provisioned keys by their key id. Raises BadKey."""
     return {key.keyid: key for key in map(load_public, public_pems)}
+
+
+def load_role_key(public_pem: bytes) -> Key:
+    """The public half of a repository key: Ed25519, or ECDSA P-256 as PKCS #11 tokens have. Raises BadKey."""
+    try:
+        public = serialization.load_pem_public_key(public_pem)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise BadKey(f"the public key can't be read: {error}") from error
+    if isinstance(public, Ed25519PublicKey):
+        return SSlibKey.from_crypto(public)
+    if isinstance(public, EllipticCurvePublicKey) and isinstance(public.curve, SECP256R1):
+        return SSlibKey.from_crypto(public)
+    raise BadKey("the public key is neither Ed25519 nor ECDSA P-256")

@@ -1,0 +1,148 @@
+"""`quarry release repo`: the image repository and the director's root, from keys to what is served.
+
+Works without a network and without the office: on a desk, in CI, and, by signing bundles, with an
+air-gapped machine that holds the keys. No private key is ever written but by `keygen`, encrypted.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.release_files import read_file, write_new
+from cli.release_keys import PassphraseFd, open_signers
+from cli.release_repo_edit import Folder, edit_app
+from cli.release_repo_show import print_repository
+from cli.repository_folder import RepositoryFolder, replace_file
+from shared.trust.uptane.publication import publish
+from shared.trust.uptane.repository import Repository, RepositoryTrouble, sign
+from shared.trust.uptane.signing_bundle import MOST_BUNDLE_BYTES, dump_bundle, load_bundle, take_signatures
+
+repo_app = typer.Typer(no_args_is_help=True, help="Repositories of signed releases (Uptane).")
+repo_app.add_typer(edit_app)
+
+MaybeFolder = Annotated[Path | None, typer.Option("--folder", help="The repository's folder.")]
+Bundle = Annotated[
+    Path | None, typer.Option("--bundle", help="A signing bundle, from `release repo export`.")
+]
+Keys = Annotated[
+    list[Path], typer.Option("--key", help="A private key file or token reference; may be repeated.")
+]
+
+
+@repo_app.command("root-sign")
+def root_sign(
+    keys: Keys,
+    folder: MaybeFolder = None,
+    bundle: Bundle = None,
+    passphrase_fd: PassphraseFd = None,
+) -> None:
+    """Sign the draft of the root."""
+    _sign(keys, folder, bundle, passphrase_fd, only="root")
+
+
+@repo_app.command("sign")
+def sign_drafts(
+    keys: Keys,
+    folder: MaybeFolder = None,
+    bundle: Bundle = None,
+    role: Annotated[
+        str | None, typer.Option(help="Only this role; else every one that the key may sign.")
+    ] = None,
+    passphrase_fd: PassphraseFd = None,
+) -> None:
+    """Sign drafts, in the folder or in a signing bundle on an air-gapped machine."""
+    _sign(keys, folder, bundle, passphrase_fd, only=role)
+
+
+def _sign(
+    keys: list[Path], folder: Path | None, bundle: Path | None, passphrase_fd: int | None, *, only: str | None
+) -> None:
+    if (folder is None) == (bundle is None):
+        raise typer.BadParameter("give --folder or --bundle")
+    signers = open_signers(keys, passphrase_fd)
+
+    def signed(repository: Repository) -> Repository:
+        for signer in signers:
+            repository, roles = sign(repository, signer, only)
+            typer.echo(f"{signer.public_key.keyid[:12]} signed {', '.join(roles)}")
+        return repository
+
+    if bundle is not None:
+        whole = dump_bundle(signed(load_bundle(read_file(bundle, MOST_BUNDLE_BYTES))))
+        replace_file(bundle, whole)
+    elif folder is not None:
+        with RepositoryFolder(folder).opened() as held:
+            held.save(signed(held.load()))
+
+
+@repo_app.command("publish")
+def publish_drafts(
+    folder: Folder,
+    snapshot_key: Annotated[
+        list[Path] | None, typer.Option(help="Private key or token reference of snapshot.")
+    ] = None,
+    timestamp_key: Annotated[
+        list[Path] | None, typer.Option(help="Private key or token reference of timestamp.")
+    ] = None,
+    passphrase_fd: PassphraseFd = None,
+) -> None:
+    """Put all drafts out with a new snapshot and timestamp; with no drafts, renew those two."""
+    snapshot, timestamp = list(snapshot_key or []), list(timestamp_key or [])
+    signers = open_signers([*snapshot, *timestamp], passphrase_fd)
+    with RepositoryFolder(folder).opened() as held:
+        repository = publish(
+            held.load(),
+            snapshot_signers=signers[: len(snapshot)],
+            timestamp_signers=signers[len(snapshot) :],
+            now=_now(),
+        )
+        held.save(repository)
+    typer.echo(f"published in {RepositoryFolder(folder).public}")
+
+
+@repo_app.command()
+def export(
+    folder: Folder, out: Annotated[Path, typer.Option(help="Where to write the signing bundle.")]
+) -> None:
+    """Write the drafts into one file for a machine without a network."""
+    with RepositoryFolder(folder).opened() as held:
+        write_new(out, dump_bundle(held.load()), mode=0o644)
+    typer.echo(f"sign it there: quarry release repo sign --bundle {out} --key ...")
+
+
+@repo_app.command("import")
+def take(
+    folder: Folder, bundle: Annotated[Path, typer.Option(help="The signing bundle that came back.")]
+) -> None:
+    """Take the signatures, and nothing else, of a returned bundle."""
+    returned = load_bundle(read_file(bundle, MOST_BUNDLE_BYTES))
+    with RepositoryFolder(folder).opened() as held:
+        repository, taken = take_signatures(held.load(), returned)
+        held.save(repository)
+    if not taken:
+        raise RepositoryTrouble(f"{bundle} brings no new valid signature")
+    for role, keyid in taken:
+        typer.echo(f"{role}: signed by {keyid[:12]}")
+
+
+@repo_app.command()
+def show(
+    folder: MaybeFolder = None,
+    bundle: Bundle = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print exactly one JSON document.")] = False,
+) -> None:
+    """Roles, versions, expiries, targets, and which signatures each draft still needs."""
+    if bundle is not None:
+        print_repository(load_bundle(read_file(bundle, MOST_BUNDLE_BYTES)), as_json=as_json)
+    elif folder is not None:
+        print_repository(RepositoryFolder(folder).load(), as_json=as_json)
+    else:
+        raise typer.BadParameter("give --folder or --bundle")
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
