@@ -18,6 +18,7 @@ from typing import Annotated, Any, TypeVar
 import can
 import typer
 
+from firmware_flashers.can_driver import deepen
 from firmware_flashers.cli_options import can_id, number, with_options
 from firmware_flashers.security import read_secret
 from shared.errors import OtaError
@@ -170,9 +171,13 @@ def open_bus(
         if value
     }
     try:
-        return can.Bus(channel, interface=interface, ignore_config=True, **words)
+        bus = can.Bus(channel, interface=interface, ignore_config=True, **words)
     except DRIVER_ERRORS as error:
         raise BusFailed(f"the bus {interface} {channel} can't be opened: {error}") from error
+    if interface == "socketcan":
+        # A controller's firmware takes each frame as it comes; this program may be late.
+        deepen(bus)
+    return bus
 
 
 @contextmanager
