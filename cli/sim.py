@@ -14,6 +14,7 @@ import typer
 
 from cli.sim_mcu import Fault, mcu_app, ready
 from cli.sim_rom import stm32_rom, stm32_rom_fd
+from cli.sim_vehicle import vehicle
 from firmware_flashers.cli_options import number
 from shared.errors import ConfigError
 from shared.logs import set_up_logs
@@ -34,6 +35,7 @@ app = typer.Typer(
 mcu_app.command("stm32-rom")(stm32_rom)
 mcu_app.command("stm32-rom-fd")(stm32_rom_fd)
 app.add_typer(mcu_app, name="mcu")
+app.command("vehicle")(vehicle)
 
 
 @app.command("bus")

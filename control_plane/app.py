@@ -15,6 +15,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,6 +27,7 @@ from control_plane.data_folder import check_free, endpoints_told, listen, own_fo
 from control_plane.db import Database
 from control_plane.dead_letters.service import DeadLetterService
 from control_plane.devices.service import DeviceService
+from control_plane.director.room import DirectorRoom, Trust, make_room, read_trust
 from control_plane.dispatcher import worker as dispatcher
 from control_plane.dispatcher.pace import Pace
 from control_plane.dispatcher.service import CommandService
@@ -101,6 +103,8 @@ class Office:
 
     async def _open(self, stack: AsyncExitStack) -> None:
         config = self.config
+        # Read before anything is started: what is wrong with it must be said at once.
+        trust = read_trust(config)
         stack.enter_context(own_folder(config.data))
         listener = listen("http_port", config.http_host, config.http_port)
         stack.callback(listener.close)
@@ -135,6 +139,7 @@ class Office:
             handler=bridge.handle,
             metrics=self.metrics,
         )
+        director = self._director(trust, db=db, files=files, devices=devices, jobs=jobs)
         lease = Lease(db=db, name="outbox")
         rooms = Rooms(
             db=db,
@@ -149,6 +154,7 @@ class Office:
             outbox=Wake(),
             mqtt_host=servers.nats.host,
             mqtt_port=servers.nats.port,
+            director=director,
         )
         loops = self._wire(rooms, bus=bus, mqtt=mqtt, commands=commands, lease=lease)
 
@@ -194,6 +200,22 @@ class Office:
         await access.load_accounts()
         return _Servers(db=db, nats=nats, account=account, access=access)
 
+    def _director(
+        self,
+        trust: Trust | None,
+        *,
+        db: Database,
+        files: FolderFiles,
+        devices: DeviceService,
+        jobs: JobService,
+    ) -> DirectorRoom | None:
+        if trust is None:
+            return None
+        life = timedelta(seconds=self.config.director_life_s)
+        return make_room(
+            trust, db=db, files=files, devices=devices, jobs=jobs, metrics=self.metrics, life=life
+        )
+
     def _wire(
         self, rooms: Rooms, *, bus: InProcessBus, mqtt: Mqtt, commands: CommandService, lease: Lease
     ) -> dict[str, Loop]:
@@ -233,6 +255,7 @@ class Office:
             metrics=self.metrics,
             outbox=rooms.outbox,
             dispatcher=dispatcher_wake,
+            director=None if rooms.director is None else rooms.director.director,
             reached=config.reached,
         )
         bus.subscribe(scheduler.GROUP, scheduler.TOPICS, scheduling.handle)

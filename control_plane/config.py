@@ -55,6 +55,13 @@ class OfficeConfig:
     public_url: str = ""
     # PEM files of the public keys that sign firmware: with any, the office refuses what none signed.
     firmware_keys: tuple[str, ...] = ()
+    # The director (control_plane/director): off unless wanted. Its online keys (a 0600 file of PEM), the
+    # folder with every N.root.json of its repository, and the image repository's first root.
+    director: bool = False
+    director_key: str = ""
+    director_roots: str = ""
+    director_image_root: str = ""
+    director_life_s: float = 24 * 3600.0
     log_level: str = "info"
     database_connections: int = 10
     # Commands to trucks: in the long run, and at once.
@@ -82,12 +89,16 @@ class OfficeConfig:
         _check(self, "resend_most_s", self.resend_first_s, 24 * 3600)
         _check(self, "url_for_s", 60, 7 * 24 * 3600)
         _check(self, "command_for_s", 60, 90 * 24 * 3600)
+        _check(self, "director_life_s", 60, 30 * 24 * 3600)
         _check(self, "keep_sent_events_s", 0, 365 * 24 * 3600)
         _check(self, "bus_most_waiting", 100, 10_000_000)
         if self.log_level not in LOG_LEVELS:
             raise ConfigError(f"log_level {self.log_level!r} is not one of {', '.join(LOG_LEVELS)}")
         if self.public_url and not self.public_url.startswith(("http://", "https://")):
             raise ConfigError(f"public_url {self.public_url!r} does not begin with http:// or https://")
+        for key in ("director_key", "director_roots", "director_image_root"):
+            if self.director and not getattr(self, key):
+                raise ConfigError(f"{key} is missing, and director is on")
         if self.kill_at and self.kill_at not in KILL_POINTS:
             raise ConfigError(f"kill_at {self.kill_at!r} is not one of {', '.join(sorted(KILL_POINTS))}")
 

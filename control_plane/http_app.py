@@ -21,6 +21,8 @@ from control_plane.dead_letters import api as dead_letters_api
 from control_plane.dead_letters.service import DeadLetterService
 from control_plane.devices import api as devices_api
 from control_plane.devices.service import DeviceService
+from control_plane.director.bundle import MOST_BUNDLE_BYTES
+from control_plane.director.room import DirectorRoom
 from control_plane.errors import Unavailable
 from control_plane.firmware import api as firmware_api
 from control_plane.firmware import upload
@@ -56,6 +58,7 @@ class Rooms:
     outbox: Wake
     mqtt_host: str
     mqtt_port: int
+    director: DirectorRoom | None = None
 
 
 Parts = Callable[[], dict[str, bool]]
@@ -78,7 +81,13 @@ def make_app(rooms: Rooms, parts: Parts) -> FastAPI:
     )
     app.state.authenticate = rooms.access.authenticate
     add_problem_handlers(app)
-    app.add_middleware(BodyLimit, most={"/api/v1/firmwares": upload.MOST_BODY_BYTES + MOST_BODY_BYTES})
+    app.add_middleware(
+        BodyLimit,
+        most={
+            "/api/v1/firmwares": upload.MOST_BODY_BYTES + MOST_BODY_BYTES,
+            "/api/v1/image-repository": MOST_BUNDLE_BYTES,
+        },
+    )
     app.include_router(devices_api.make_router(rooms.devices, rooms.db))
     app.include_router(
         access_api.make_router(rooms.access, mqtt_host=rooms.mqtt_host, mqtt_port=rooms.mqtt_port)
@@ -87,6 +96,8 @@ def make_app(rooms: Rooms, parts: Parts) -> FastAPI:
     app.include_router(jobs_api.make_router(rooms.jobs, rooms.db, outbox=rooms.outbox, metrics=rooms.metrics))
     app.include_router(dead_letters_api.make_router(rooms.letters))
     app.include_router(files_api.make_router(rooms.files, rooms.signer))
+    if rooms.director is not None:
+        rooms.director.add_to(app)
     _add_health(app, rooms, parts)
     return app
 

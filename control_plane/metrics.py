@@ -35,6 +35,18 @@ class Metrics:
         self.mqtt_messages_total = Counter(
             "mqtt_messages_total", "Messages from trucks, by kind.", ["kind"], registry=self.registry
         )
+        self.director_signed_total = Counter(
+            "director_signed_total", "Times that the director signed for a truck.", registry=self.registry
+        )
+        self.director_manifests_total = Counter(
+            "director_manifests_total",
+            "Vehicle manifests, by what became of them (taken, repeated, refused).",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.director_alarms_total = Counter(
+            "director_alarms_total", "Sights of alarms, by alarm.", ["alarm"], registry=self.registry
+        )
         self.mqtt_connected = Gauge(
             "mqtt_connected", "1 while the office is connected to the MQTT broker.", registry=self.registry
         )

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Protocol, assert_never
 
 from edge_agent.clock import Clock
-from edge_agent.errors import ImageMissing, LinkLost, UnknownComponent, UrlExpired
+from edge_agent.errors import ImageMissing, LinkLost, OverBudget, UnknownComponent, UrlExpired
+from edge_agent.interlocks import Interlocks
 from edge_agent.journal import Entry, error_of
-from edge_agent.safety import Forbidden, Policy, judge
 from edge_agent.update_events import (
     Act,
     Activated,
@@ -33,12 +33,12 @@ from edge_agent.update_events import (
     Unsafe,
     Verified,
 )
-from edge_agent.vehicle import Vehicle
 from edge_agent.verifier import Verifier
+from edge_agent.watch import watched
 from firmware_flashers.base import Flasher, FlashError, Identity, NoAnswer, NotNow, NotProved
 from shared.errors import BadMessage, OtaError
 from shared.logs import get_log
-from shared.messages import CommandTarget, Installed, TargetResult
+from shared.messages import CommandTarget, Delta, Installed, TargetResult
 from shared.release import FirmwareSpec, Incompatible
 from shared.states import Step
 from shared.trust.document import WrongImage
@@ -69,19 +69,30 @@ class Downloader(Protocol):
         length: int,
         keep: Collection[str] = (),
         progress: Callable[[int, int], None] = ...,
+        job_id: str = "",
+        urgent: bool = False,
+        delta: Delta | None = None,
     ) -> Path:
-        """Raises LinkLost, UrlExpired, NoRoom and WrongImage; resumes by itself."""
+        """Raises LinkLost, UrlExpired, NoRoom, OverBudget and WrongImage; resumes by itself."""
+        ...
+
+    async def note_installed(self, component: str, sha256: str) -> None:
+        """The component runs this image now."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How long an ECU's steps may take at the most, in seconds; a flasher's own time-outs are shorter."""
+    """How long an ECU's steps may take at the most, in seconds; a flasher's own time-outs are shorter.
+
+    `watch_s` parts two looks at the interlocks while an image is written.
+    """
 
     identify_s: float = 60.0
     stage_s: float = 2 * 3600.0
     activate_s: float = 300.0
     check_s: float = 600.0
+    watch_s: float = 1.0
 
 
 class Acts:
@@ -93,16 +104,14 @@ class Acts:
         downloader: Downloader,
         verifier: Verifier,
         components: Mapping[str, ComponentAccess],
-        vehicle: Vehicle,
-        policy: Policy,
+        interlocks: Interlocks,
         clock: Clock,
         limits: Limits,
     ) -> None:
         self._downloader = downloader
         self._verifier = verifier
         self._components = components
-        self._vehicle = vehicle
-        self._policy = policy
+        self._interlocks = interlocks
         self._clock = clock
         self._limits = limits
         self._bus = asyncio.Lock()
@@ -178,6 +187,7 @@ class Acts:
         _check_identity(target.component, access, identity)
         if _holds(identity, spec) and not identity.in_bootloader:
             await self._verifier.ran(target.component, spec)
+            await self._downloader.note_installed(target.component, spec.sha256)
             return Holds(_result(target.component, spec))
         return Fits()
 
@@ -189,6 +199,9 @@ class Acts:
             length=target.length,
             keep=keep,
             progress=lambda done, total: on_step(Step.DOWNLOADING, done, total),
+            job_id=entry.job_id,
+            urgent=entry.begun,
+            delta=target.delta,
         )
         return Fetched(str(path))
 
@@ -198,7 +211,7 @@ class Acts:
         return Verified()
 
     async def _ask(self, entry: Entry, takes_over: bool) -> Event:
-        unsafe = self._outside_window(entry) or await self._unsafe()
+        unsafe = self._outside_window(entry) or await self._unsafe(entry, begun=False)
         if unsafe is not None:
             return unsafe
         await self._check_again(entry)
@@ -209,7 +222,7 @@ class Acts:
         access = self._access(target)
         image = await self._verifier.load(_image_path(entry), target, self._signed(entry))
         # Asked once more, since loading took its time and a repeat comes here directly.
-        unsafe = await self._unsafe()
+        unsafe = await self._unsafe(entry, begun=entry.touched)
         if unsafe is not None:
             return unsafe
         touched = False
@@ -221,10 +234,22 @@ class Acts:
                     return (
                         Staged() if identity.in_bootloader else Holds(_result(target.component, image.spec))
                     )
+                # The last moment before the first erase: the ECU took its time to say who it is.
+                unsafe = await self._unsafe(entry, begun=entry.touched)
+                if unsafe is not None:
+                    return unsafe
                 touched = True
-                await flasher.stage(
+                stage = flasher.stage(
                     image, progress=lambda at: on_step(at.step, at.done_bytes, at.total_bytes)
                 )
+                unsafe = await watched(
+                    stage,
+                    lambda: self._unsafe(entry, begun=True),
+                    every_s=self._limits.watch_s,
+                    may_suspend=flasher.capabilities.slots > 1,
+                )
+                if unsafe is not None:
+                    return unsafe
         except FlashError as error:
             return _fault_of(Act.FLASH, error, touched=touched and error.touched)
         except OtaError as error:
@@ -232,7 +257,7 @@ class Acts:
         return Staged()
 
     async def _activate(self, entry: Entry) -> Event:
-        unsafe = await self._unsafe()
+        unsafe = await self._unsafe(entry, begun=True)
         if unsafe is not None:
             return unsafe
         async with self._reach(self._access(entry.target), self._limits.activate_s) as flasher:
@@ -253,6 +278,7 @@ class Acts:
                 )
             await flasher.confirm()
         await self._verifier.ran(target.component, spec)
+        await self._downloader.note_installed(target.component, spec.sha256)
         return Proved(_result(target.component, spec))
 
     # --- what they share ----------------------------------------------------------------------
@@ -279,9 +305,11 @@ class Acts:
             entry.target, kind=access.kind, hardware=access.hardware, begun=entry.touched
         )
 
-    async def _unsafe(self) -> Unsafe | None:
-        verdict = judge(await self._vehicle.state(), self._policy)
-        return Unsafe(verdict.why) if isinstance(verdict, Forbidden) else None
+    async def _unsafe(self, entry: Entry, *, begun: bool) -> Unsafe | None:
+        no = await self._interlocks.against(
+            component=entry.target.component, job_id=entry.job_id, begun=begun
+        )
+        return None if no is None else Unsafe(no.why)
 
     def _outside_window(self, entry: Entry) -> Unsafe | None:
         window = entry.command.window if entry.command is not None else None
@@ -343,7 +371,7 @@ def _result(component: str, spec: FirmwareSpec) -> TargetResult:
 
 def _fault_of(act: Act, error: OtaError, *, touched: bool = False) -> Fault:
     match error:
-        case NotNow():
+        case NotNow() | OverBudget():
             kind = FaultKind.NOT_NOW
         case LinkLost():
             kind = FaultKind.LINK

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -20,17 +21,25 @@ from pathlib import Path
 import structlog
 
 from edge_agent.addresses import tls_context
+from edge_agent.asks import Asks
+from edge_agent.budget import Budget
 from edge_agent.clock import Clock
 from edge_agent.config import AgentConfig
 from edge_agent.counters import Counters
 from edge_agent.downloader import Downloader
 from edge_agent.enrol import Enrolled, who_we_are
 from edge_agent.inbox import FEATURES
+from edge_agent.inhibit import Inhibitor
+from edge_agent.j1939_vehicle import J1939Vehicle
 from edge_agent.liveness import Live, write_live
 from edge_agent.mqtt_connection import Broker
 from edge_agent.mqtt_link import MqttLink
+from edge_agent.notify import Manager, Notifier, Pulses
+from edge_agent.people import Gates
 from edge_agent.store import Store
 from edge_agent.threads import finish_in_thread
+from edge_agent.transfer import Network
+from edge_agent.trial import prove_trial
 from edge_agent.updater import ComponentAccess, Updater, no_kill
 from edge_agent.vehicle import BenchVehicle, FileVehicle, Vehicle
 from edge_agent.verifier import Verifier
@@ -44,6 +53,12 @@ STOP_WITHIN_S = 14 * 60.0
 """How long a stop waits for an ECU that is being flashed; the service file's limit is a minute more."""
 LOOK_EVERY_S = 0.2
 LIVE_EVERY_S = 2.0
+UPDATER_PULSE_S = 240.0
+"""The updater's longest rest is 60 s, also beside an act on an ECU, which has its own time limits; the rest
+is for the disk."""
+LINK_PULSE_S = 600.0
+"""The link rests 300 s at the most between two sends, and 120 s between two connections that take 60 s."""
+WATCHDOG_EVERY_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +76,10 @@ class Places:
         return self.data_dir / "counters.json"
 
     @property
+    def budget(self) -> Path:
+        return self.data_dir / "spent.json"
+
+    @property
     def images(self) -> Path:
         return self.data_dir / "images"
 
@@ -71,27 +90,50 @@ async def run_agent(
     stop: asyncio.Event | None = None,
     kill_points: Callable[[str], None] | None = None,
     stop_within_s: float = STOP_WITHIN_S,
+    notifier: Notifier | None = None,
 ) -> None:
     """Run until `stop` is set, or cancelled; a set `stop` waits for an ECU that is being flashed.
 
     A cancellation ends at once: it is what a power cut is to the ECU, and the journal goes on from it.
-    `kill_points` is called at named points, for chaos tests. Raises NotEnrolled, ConfigError, StoreBusy
+    `kill_points` is called at named points, for chaos tests; `notifier` is how the service manager is told.
+    Raises NotEnrolled, ConfigError, StoreBusy
     (another agent runs here), StoreFailed.
     """
     stop = stop or asyncio.Event()
+    notifier = notifier or Notifier(Manager())
     us = await asyncio.to_thread(who_we_are, config)
     with structlog.contextvars.bound_contextvars(device_id=us.device_id):
         async with AsyncExitStack() as stack:
-            link, updater = await _assemble(config, us, stack, kill_points or no_kill)
+            link, updater, asks = await _assemble(config, us, stack, kill_points or no_kill, stop)
+            pulses = Pulses(time.monotonic)
+            updater.pulse = pulses.beat("updater", UPDATER_PULSE_S)
+            link.pulse = pulses.beat("link", LINK_PULSE_S)
+            # Before the first act: an abort that a person left must not come a moment too late.
+            await asks.take_all()
             log.info("agent.started", version=AGENT_VERSION, components=len(config.components))
             async with asyncio.TaskGroup() as tasks:
                 running = [
                     tasks.create_task(updater.run(), name="agent.updater"),
                     tasks.create_task(link.run(), name="agent.link"),
+                    tasks.create_task(asks.run(), name="agent.asks"),
+                    tasks.create_task(Inhibitor(lambda: updater.touching).run(), name="agent.inhibitor"),
+                    tasks.create_task(feed_watchdog(notifier, pulses), name="agent.watchdog"),
+                    tasks.create_task(_tell_manager(notifier, updater, link), name="agent.notifier"),
+                    tasks.create_task(
+                        prove_trial(
+                            linked=lambda: link.connected,
+                            stuck=lambda: bool(pulses.stuck()),
+                            counters=Places(data_dir=config.data_dir).counters,
+                            stop=stop.set,
+                        ),
+                        name="agent.trial",
+                    ),
                     tasks.create_task(_tell_what_changed(updater, link), name="agent.manifests"),
                     tasks.create_task(_show_liveness(config.data_dir, us, link), name="agent.liveness"),
                 ]
+                notifier.ready()
                 await stop.wait()
+                notifier.stopping(stop_within_s + 60)
                 await _wait_until_whole(updater, stop_within_s)
                 for task in running:
                     task.cancel()
@@ -99,8 +141,12 @@ async def run_agent(
 
 
 async def _assemble(
-    config: AgentConfig, us: Enrolled, stack: AsyncExitStack, kill_point: Callable[[str], None]
-) -> tuple[MqttLink, Updater]:
+    config: AgentConfig,
+    us: Enrolled,
+    stack: AsyncExitStack,
+    kill_point: Callable[[str], None],
+    stop: asyncio.Event,
+) -> tuple[MqttLink, Updater, Asks]:
     places = Places(data_dir=config.data_dir)
     office = config.office
     host = office.mqtt_host or us.mqtt_host
@@ -108,16 +154,25 @@ async def _assemble(
     tls = await asyncio.to_thread(tls_context, office.ca_file)
     clock = Clock()
     # First of all: its lock says that we are alone here.
-    store = await stack.enter_async_context(Store.open(places.store, now=clock.now))
+    store = await stack.enter_async_context(Store.open(places.store, now=clock.now, limits=config.queue))
+    downloads = config.downloads
+    network = Network(
+        tls=tls,
+        allow_plain=office.allow_plain,
+        origin=office.url if office.images_through_url else None,
+        idle_timeout_s=downloads.idle_timeout_s,
+        ways=downloads.ways,
+        budget=await Budget.open(places.budget, downloads.budget, clock),
+        bytes_per_s=downloads.bytes_per_s,
+        proxy=None if downloads.proxy is None else downloads.proxy.for_httpx(),
+        local_folders=downloads.local_folders,
+    )
     downloader = await stack.enter_async_context(
         Downloader(
             places.images,
-            tls=tls,
-            allow_plain=office.allow_plain,
-            origin=office.url if office.images_through_url else None,
-            most_stored_bytes=config.downloads.most_stored_bytes,
-            margin_bytes=config.downloads.free_margin_bytes,
-            idle_timeout_s=config.downloads.idle_timeout_s,
+            network,
+            most_stored_bytes=downloads.most_stored_bytes,
+            margin_bytes=downloads.free_margin_bytes,
         )
     )
     updater = Updater(
@@ -130,8 +185,10 @@ async def _assemble(
             counters=await Counters.open(places.counters),
         ),
         components=_components(config),
-        vehicle=_vehicle(config, clock),
+        vehicle=await _vehicle(config, clock, stack),
         policy=config.policy,
+        gates=Gates(data_dir=config.data_dir, clock=clock, holds_folder=config.holds_folder),
+        addresses=config.vehicle.addresses,
         clock=clock,
         kill_point=kill_point,
     )
@@ -148,7 +205,7 @@ async def _assemble(
         features=sorted(FEATURES),
         manifest=updater.manifest,
     )
-    return link, updater
+    return link, updater, Asks(config.data_dir, store, hurry=updater.hurry, restart=stop.set)
 
 
 def _components(config: AgentConfig) -> Mapping[str, ComponentAccess]:
@@ -160,11 +217,17 @@ def _components(config: AgentConfig) -> Mapping[str, ComponentAccess]:
     }
 
 
-def _vehicle(config: AgentConfig, clock: Clock) -> Vehicle:
-    if config.vehicle.path is None:
-        log.warning("vehicle.is_a_bench", advice="Never on a truck: nothing is asked before a flash.")
-        return BenchVehicle()
-    return FileVehicle(config.vehicle.path, clock)
+async def _vehicle(config: AgentConfig, clock: Clock, stack: AsyncExitStack) -> Vehicle:
+    source = config.vehicle
+    if source.bus is not None:
+        vehicle = J1939Vehicle(source.bus, clock)
+        vehicle.__enter__()
+        stack.push_async_callback(asyncio.to_thread, vehicle.__exit__, None, None, None)
+        return vehicle
+    if source.path is not None:
+        return FileVehicle(source.path, clock)
+    log.warning("vehicle.is_a_bench", advice="Never on a truck: nothing is asked before a flash.")
+    return BenchVehicle()
 
 
 async def _tell_what_changed(updater: Updater, link: MqttLink) -> None:
@@ -185,6 +248,31 @@ async def _wait_until_whole(updater: Updater, most_s: float) -> None:
                 await asyncio.sleep(LOOK_EVERY_S)
     if updater.touching:
         log.error("agent.stopped_while_flashing", why=f"the ECU was not ready after {most_s:g} s")
+
+
+async def feed_watchdog(notifier: Notifier, pulses: Pulses) -> None:
+    """Feed the service manager's watchdog for as long as every loop makes progress, and no longer."""
+    watchdog_s = notifier.watchdog_s
+    if watchdog_s is None:
+        return
+    told: list[str] = []
+    while True:
+        stuck = pulses.stuck()
+        if not stuck:
+            notifier.alive()
+        elif stuck != told:
+            log.error("agent.stuck", loops=stuck, advice="The watchdog is not fed: a restart follows.")
+        told = stuck
+        await asyncio.sleep(min(watchdog_s / 4, WATCHDOG_EVERY_S))
+
+
+async def _tell_manager(notifier: Notifier, updater: Updater, link: MqttLink) -> None:
+    """Keep the line of `systemctl status` up to date."""
+    while True:
+        office = "connected" if link.connected else f"not connected: {link.last_error or 'not yet'}"
+        ecus = "an ECU is being flashed; " if updater.touching else ""
+        notifier.status(f"{ecus}{office}")
+        await asyncio.sleep(LIVE_EVERY_S)
 
 
 async def _show_liveness(data_dir: Path, us: Enrolled, link: MqttLink) -> None:

@@ -7,17 +7,22 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from edge_agent.config import AgentConfig, load_config
+from edge_agent import cli_consent
+from edge_agent.cli_hands import add_to, configured
+from edge_agent.cli_self_update import self_update
+from edge_agent.config import AgentConfig
 from edge_agent.enrol import NotEnrolled, read_credentials
 from edge_agent.errors import StoreMissing
+from edge_agent.hold import read_hold
 from edge_agent.journal import Entry
 from edge_agent.liveness import is_running, read_live
 from edge_agent.store import Store
@@ -45,11 +50,14 @@ def run(config: ConfigFile) -> None:
     otherwise.
     """
     from edge_agent.app import run_agent
+    from edge_agent.log_files import TeeLog
+    from edge_agent.notify import of_environment
 
     try:
-        settings = load_config(config)
-        set_up_logs("quarry-agent", level=settings.log_level)
-        hurried = asyncio.run(_until_signal(settings, run_agent))
+        settings = configured(config)
+        with TeeLog(sys.stderr, settings.data_dir / "log", settings.log_files) as tee:
+            set_up_logs("quarry-agent", level=settings.log_level, stream=cast(TextIO, tee))
+            hurried = asyncio.run(_until_signal(settings, partial(run_agent, notifier=of_environment())))
     except (ConfigError, NotEnrolled) as error:
         sys.stderr.write(f"quarry: {error.message} -- {error.advice}\n")
         raise typer.Exit(MUST_BE_MENDED) from error
@@ -103,7 +111,7 @@ def enroll(
     from edge_agent.enrol import enrol
 
     set_up_logs("quarry-agent", level="warning")
-    enrolled = asyncio.run(enrol(load_config(config), token))
+    enrolled = asyncio.run(enrol(configured(config), token))
     sys.stdout.write(
         f"enrolled as {enrolled.device_id}; the broker is {enrolled.mqtt_host}:{enrolled.mqtt_port}\n"
     )
@@ -112,7 +120,7 @@ def enroll(
 @app.command()
 def status(config: ConfigFile, as_json: AsJson = False) -> None:
     """How the gateway is: running, connected, what waits, what is under way. Needs no network."""
-    found = asyncio.run(_status(load_config(config)))
+    found = asyncio.run(_status(configured(config)))
     if as_json:
         sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n")
         return
@@ -122,6 +130,7 @@ def status(config: ConfigFile, as_json: AsJson = False) -> None:
         ("agent", _agent_words(found)),
         ("office", _link_words(found)),
         ("statuses that wait", found["pending_statuses"]),
+        ("held", f"by {found['hold']['by']}: {found['hold']['why']}" if found["hold"] else "no"),
         ("update under way", ", ".join(job["job_id"] for job in found["live_jobs"]) or "none"),
     ):
         table.add_row(f"[bold]{name}[/]", str(value))
@@ -146,7 +155,7 @@ def _link_words(found: dict[str, Any]) -> str:
 @app.command()
 def jobs(config: ConfigFile, as_json: AsJson = False) -> None:
     """The newest updates of this truck, as its own journal has them. Needs no network."""
-    found = asyncio.run(_jobs(load_config(config)))
+    found = asyncio.run(_jobs(configured(config)))
     if as_json:
         sys.stdout.write(json.dumps({"jobs": found}, ensure_ascii=False) + "\n")
     elif found:
@@ -185,6 +194,7 @@ async def _status(config: AgentConfig) -> dict[str, Any]:
         "started_at": live.started_at.isoformat(timespec="seconds") if live else None,
         "connected": live.connected if live else False,
         "link_error": live.link_error if live else "",
+        "hold": _hold(config),
         "store_id": None,
         "pending_statuses": 0,
         "live_jobs": [],
@@ -198,6 +208,14 @@ async def _status(config: AgentConfig) -> dict[str, Any]:
         # Enrolled and never started, or not even that: all of it is said above.
         pass
     return found
+
+
+def _hold(config: AgentConfig) -> dict[str, Any] | None:
+    held = read_hold(config.data_dir)
+    if held is None:
+        return None
+    at = None if held.at is None else held.at.isoformat(timespec="seconds")
+    return {"by": held.by, "why": held.why, "at": at}
 
 
 async def _jobs(config: AgentConfig) -> list[dict[str, Any]]:
@@ -249,3 +267,8 @@ def _jobs_table(found: list[dict[str, Any]]) -> Table:
             why or "",
         )
     return table
+
+
+add_to(app)
+cli_consent.add_to(app)
+app.command("self-update")(self_update)

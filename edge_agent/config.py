@@ -15,8 +15,13 @@ from securesystemslib.signer import Key
 
 from edge_agent.addresses import UnsafeAddress, check_safe, is_loopback
 from edge_agent.component_config import read_components
+from edge_agent.delivery_config import Downloads, read_downloads, read_queue
+from edge_agent.log_files import LogFiles
+from edge_agent.queue_bounds import QueueLimits
 from edge_agent.safety import Policy
+from edge_agent.safety_config import VehicleSource, of_components, read_policy, read_vehicle
 from edge_agent.sections import Section
+from edge_agent.trust_config import UptaneTrust, check_serials, read_uptane
 from firmware_flashers.registry import Component
 from shared.errors import ConfigError
 from shared.ids import BadId, check_id
@@ -60,27 +65,14 @@ class Office:
 
 @dataclass(frozen=True, kw_only=True)
 class Trust:
-    """Whose signature counts: the provisioned public keys by id, and how many must have signed."""
+    """Whose signature counts: the provisioned public keys by id, and how many must have signed.
+
+    `uptane` is None where the trust chain is not switched on.
+    """
 
     keys: Mapping[str, Key]
     threshold: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class VehicleSource:
-    """Where the vehicle's state comes from: `bench` (no vehicle around the ECU) or a file."""
-
-    source: str
-    path: Path | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Downloads:
-    """Bounds of the image folder (bytes) and of a silent link (seconds)."""
-
-    most_stored_bytes: int
-    free_margin_bytes: int
-    idle_timeout_s: float
+    uptane: UptaneTrust | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,30 +83,42 @@ class AgentConfig:
     data_dir: Path
     device_id: str | None
     log_level: str
+    log_files: LogFiles
     office: Office
     trust: Trust
     vehicle: VehicleSource
     policy: Policy
+    holds_folder: Path | None
     downloads: Downloads
+    queue: QueueLimits
     components: tuple[Component, ...]
 
 
 def load_config(file: Path) -> AgentConfig:
     """Read and check a configuration file. Blocks. Raises ConfigError that names file and key."""
     top = Section.of_file(file)
+    vehicle_section = top.section("vehicle")
+    vehicle = read_vehicle(vehicle_section)
+    policy, holds_folder = read_policy(top.maybe_section("safety"))
+    components = read_components(top)
     config = AgentConfig(
         source=file,
         data_dir=top.path("data_dir"),
         device_id=_device_id(top),
         log_level=top.one_of("log_level", LOG_LEVELS) if top.has("log_level") else "info",
+        log_files=_log_files(top.maybe_section("log_files")),
         office=_office(top.section("office")),
         trust=_trust(top.section("trust")),
-        vehicle=_vehicle(top.section("vehicle")),
-        policy=_policy(top.maybe_section("safety")),
-        downloads=_downloads(top.maybe_section("downloads")),
-        components=read_components(top),
+        vehicle=of_components(vehicle_section, vehicle, components, policy),
+        policy=policy,
+        holds_folder=holds_folder,
+        downloads=read_downloads(top.maybe_section("downloads")),
+        queue=read_queue(top.maybe_section("queue")),
+        components=components,
     )
     top.done()
+    if config.trust.uptane is not None:
+        check_serials(top, config.trust.uptane, components)
     return config
 
 
@@ -126,6 +130,16 @@ def _device_id(top: Section) -> str | None:
         return check_id(value, "device_id")
     except BadId as error:
         raise top.wrong("device_id", error.message) from error
+
+
+def _log_files(section: Section) -> LogFiles:
+    usual = LogFiles()
+    files = LogFiles(
+        keep=section.whole("keep", 0, 20, usual.keep),
+        each_bytes=section.whole("each_mib", 1, 64, usual.each_bytes // MIB) * MIB,
+    )
+    section.done()
+    return files
 
 
 def _office(section: Section) -> Office:
@@ -171,35 +185,6 @@ def _trust(section: Section) -> Trust:
     if len(keys) < len(files):
         raise section.wrong("firmware_keys", "names the same key twice")
     threshold = section.whole("threshold", 1, len(keys))
+    uptane = read_uptane(section)
     section.done()
-    return Trust(keys=keys, threshold=threshold)
-
-
-def _vehicle(section: Section) -> VehicleSource:
-    source = section.one_of("source", ("bench", "file"))
-    vehicle = VehicleSource(source=source, path=section.path("path") if source == "file" else None)
-    section.done()
-    return vehicle
-
-
-def _policy(section: Section) -> Policy:
-    usual = Policy()
-    least_voltage_v = section.number("least_voltage_v", 0, 60, usual.least_voltage_v or 0)
-    policy = Policy(
-        need_parked=section.yes("need_parked", default=usual.need_parked),
-        need_engine_off=section.yes("need_engine_off", default=usual.need_engine_off),
-        least_voltage_v=least_voltage_v or None,
-        oldest_s=section.number("oldest_s", 0.1, 60, usual.oldest_s),
-    )
-    section.done()
-    return policy
-
-
-def _downloads(section: Section) -> Downloads:
-    downloads = Downloads(
-        most_stored_bytes=section.whole("most_stored_mib", 64, 1024 * 1024, 512) * MIB,
-        free_margin_bytes=section.whole("free_margin_mib", 1, 1024 * 1024, 16) * MIB,
-        idle_timeout_s=section.number("idle_timeout_s", 1, 3600, 60),
-    )
-    section.done()
-    return downloads
+    return Trust(keys=keys, threshold=threshold, uptane=uptane)

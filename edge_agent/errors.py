@@ -67,6 +67,14 @@ class NoRoom(EdgeError):
     advice = "Free space on the disk that holds the agent's data."
 
 
+class OverBudget(EdgeError):
+    """The bytes that a job, a day or a link may cost are used: it goes on by itself when there are more."""
+
+    code = "over_budget"
+    retryable = True
+    advice = "Wait for the next day, or raise the budget in the agent's configuration."
+
+
 class ImageMissing(EdgeError):
     """An image that was downloaded is gone, or can't be read; it is fetched again."""
 

@@ -26,8 +26,8 @@ FEATURES = frozenset(Feature)
 
 def take(connection: sqlite3.Connection, command: Command, at: datetime) -> None:
     """Everything that one command changes. Raises OutboxFull: take it again later."""
-    if outbox.count(connection) >= outbox.MOST_ROWS:
-        raise OutboxFull(f"{outbox.MOST_ROWS} statuses wait for the office")
+    if outbox.full(connection):
+        raise OutboxFull(f"{outbox.count(connection)} statuses wait for the office")
     refusal = _refusal(command)
     if refusal is not None:
         _refuse(connection, command, refusal, at)
@@ -58,6 +58,17 @@ def newest(connection: sqlite3.Connection, job_id: str) -> Entry | None:
         "SELECT * FROM journal WHERE job_id = ? ORDER BY attempt DESC LIMIT 1", (job_id,)
     ).fetchone()
     return None if row is None else entry_of(row)
+
+
+def cancel(connection: sqlite3.Connection, job_id: str) -> Entry | None:
+    """Ask the newest attempt of a job to end, by somebody at the truck; returns it as it was.
+
+    An attempt that has begun is left alone: its answer, too late, is known at once.
+    """
+    entry = newest(connection, job_id)
+    if entry is not None and not entry.ended and not entry.begun:
+        _ask(connection, entry, Asked.CANCEL)
+    return entry
 
 
 def _refusal(command: Command) -> OtaError | None:

@@ -2,7 +2,8 @@
 
 - A command is acknowledged to the broker only when the store has it; one that can't be read is
   logged and acknowledged, for it would come again for ever.
-- One batch of statuses is under way at a time. A status is sent until the office's own ack for it has
+- One batch of statuses is under way at a time. Samples go only while no status waits, and are forgotten
+  when the broker has them. A status is sent until the office's own ack for it has
   come: the broker's says nothing about the office's database.
 - `hello` is retained and the last will takes it back, so that the office always knows who is there.
 - A connection that breaks is made anew with growing, jittered delays, without an end.
@@ -20,16 +21,28 @@ from typing import NoReturn, Protocol
 
 from edge_agent.errors import LinkLost
 from edge_agent.mqtt_connection import GOODBYE_WITHIN_S, Broker, Connection, Will, connect
+from edge_agent.samples import Waiting
 from shared import topics
 from shared.backoff import Backoff
 from shared.errors import OtaError
 from shared.logs import get_log
-from shared.messages import Ack, Command, Hello, Manifest, Rejected, Status, StatusBatch
+from shared.messages import (
+    MOST_STATUSES,
+    Ack,
+    Command,
+    Hello,
+    Manifest,
+    Rejected,
+    Status,
+    StatusBatch,
+    Telemetry,
+)
 from shared.wire import MAX_MESSAGE_BYTES
 
 log = get_log("edge_agent.mqtt_link")
 
 MOST_IN_BATCH = 50
+"""Statuses in the first batch of a connection; it doubles with each ack and halves without one."""
 MOST_BATCH_BYTES = MAX_MESSAGE_BYTES // 2
 RECONNECT = Backoff(first_s=1.0, most_s=120.0, jitter=0.5)
 RESEND = Backoff(first_s=10.0, most_s=300.0, jitter=0.3)
@@ -51,6 +64,10 @@ class OutboxStore(Protocol):
     async def acked(self, accepted: Sequence[str], rejected: Sequence[Rejected]) -> None: ...
 
     async def revisions(self) -> dict[str, int]: ...
+
+    async def next_samples(self, *, most_bytes: int) -> Waiting | None: ...
+
+    async def samples_sent(self, upto: int) -> None: ...
 
 
 class MqttLink:
@@ -83,6 +100,7 @@ class MqttLink:
         self._made_at: float | None = None
         self.connected = False
         self.last_error = ""
+        self.pulse: Callable[[], None] = lambda: None
 
     def send_manifest(self) -> None:
         """What is installed may have changed: tell it, now or at the next connect."""
@@ -92,6 +110,7 @@ class MqttLink:
         """Hold the link until cancelled."""
         failures = 0
         while True:
+            self.pulse()
             self._made_at = None
             try:
                 await self._hold()
@@ -202,13 +221,16 @@ class MqttLink:
     async def _send_statuses(self, connection: Connection) -> None:
         topic = topics.status(self._broker.device_id, "update")
         tries = 0
+        batch_size = MOST_IN_BATCH
         while True:
+            self.pulse()
             # Cleared before the look, so that a status that comes in between wakes us.
             self._store.outbox_wake.clear()
-            statuses = await self._store.next_statuses(MOST_IN_BATCH, most_bytes=MOST_BATCH_BYTES)
+            statuses = await self._store.next_statuses(batch_size, most_bytes=MOST_BATCH_BYTES)
             if not statuses:
                 tries = 0
-                await _set_within(self._store.outbox_wake, REST_S)
+                if not await self._send_samples(connection):
+                    await _set_within(self._store.outbox_wake, REST_S)
                 continue
             batch = StatusBatch(store_id=self._store.store_id, statuses=tuple(statuses))
             self._under_way = {status.message_id for status in statuses}
@@ -216,9 +238,21 @@ class MqttLink:
             await connection.publish(topic, batch.to_json())
             if await self._answered_within(self._resend.delay_s(tries)):
                 tries = 0
+                batch_size = min(MOST_STATUSES, batch_size * 2)
             else:
                 tries += 1
+                batch_size = max(1, batch_size // 2)
                 log.info("statuses.unanswered", statuses=len(self._under_way), tries=tries)
+
+    async def _send_samples(self, connection: Connection) -> bool:
+        """One message of samples; False when none wait."""
+        waiting = await self._store.next_samples(most_bytes=MOST_BATCH_BYTES)
+        if waiting is None:
+            return False
+        message = Telemetry(store_id=self._store.store_id, samples=waiting.samples)
+        await connection.publish(topics.telemetry(self._broker.device_id), message.to_json())
+        await self._store.samples_sent(waiting.upto)
+        return True
 
     async def _answered_within(self, most_s: float) -> bool:
         """Whether the office's ack for the whole batch came in time."""

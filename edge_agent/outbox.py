@@ -1,9 +1,13 @@
 """Statuses on their way to the office: numbered, kept until acknowledged, thinned where allowed.
 
-Functions on a connection inside a transaction of `store`. A final status is never dropped, and
-neither is a step. Of thin ones (progress, and steps told again by a later try) only the newest of
-the same job, attempt and step stays. When MOST_ROWS wait, the office has been silent for so long that
-of *equal* steps of one attempt (waiting, retrying for weeks) the newest replaces the oldest.
+Functions on a connection inside a transaction of `store`. By class:
+
+- final: never dropped. There is one for each attempt, and no new attempt is taken while the queue is full.
+- step: never dropped while there is room. In a full queue the newest of *equal* steps of one attempt
+  (waiting, retrying for weeks) replaces the oldest, so that the newest word of every step of every
+  attempt is always there. An attempt has a bounded number of steps (shared.states.Step, and MOST_STEPS
+  of `telling`), which bounds what stands above the limit.
+- progress (thin; also steps told again by a later try): only the newest of its job, attempt and step.
 """
 
 from __future__ import annotations
@@ -15,11 +19,11 @@ from datetime import datetime
 import msgspec
 
 from edge_agent.journal import MOST_TEXT, Report
+from edge_agent.queue_bounds import Queue, use
 from shared.ids import new_id
 from shared.messages import Rejected, Status
 from shared.states import TruckStatus
 
-MOST_ROWS = 5000
 _FINAL = frozenset({TruckStatus.DONE, TruckStatus.ERROR, TruckStatus.CANCELLED})
 
 
@@ -31,12 +35,16 @@ def queue(
     where = "job_id = ? AND attempt = ? AND step = ? AND final = 0"
     if report.thin:
         connection.execute(f"DELETE FROM outbox WHERE {where} AND thin = 1", (job_id, attempt, report.step))
-    elif not final and count(connection) >= MOST_ROWS:
-        connection.execute(
-            f"DELETE FROM outbox WHERE seq = (SELECT min(seq) FROM outbox WHERE {where})",
-            (job_id, attempt, report.step),
-        )
-    message_id = new_id()
+    elif not final:
+        # Two for one: a queue that is over its bound, in rows or in bytes, comes back under it.
+        for _ in range(2):
+            if not full(connection):
+                break
+            connection.execute(
+                f"DELETE FROM outbox WHERE seq = (SELECT min(seq) FROM outbox WHERE {where})",
+                (job_id, attempt, report.step),
+            )
+    message_id = _new_id(at)
     cursor = connection.execute(
         "INSERT INTO outbox (message_id, job_id, attempt, step, thin, final, body)"
         " VALUES (?, ?, ?, ?, ?, ?, '')",
@@ -58,6 +66,13 @@ def queue(
     )
     connection.execute("UPDATE outbox SET body = ? WHERE seq = ?", (encode(status), status.seq))
     return status
+
+
+def _new_id(at: datetime) -> str:
+    """An id that nobody else gives, and that grows with time: neighbours of the queue are neighbours in the
+    index of ids, too, so that a batch's ack touches few pages of the flash.
+    """
+    return f"{max(0, int(at.timestamp() * 1000)):012x}{new_id()[:20]}"
 
 
 def tell_again(connection: sqlite3.Connection, told: Status, at: datetime) -> None:
@@ -106,6 +121,11 @@ def drop(
     ids = [*accepted, *(one.message_id for one in rejected)]
     connection.executemany("DELETE FROM outbox WHERE message_id = ?", ((one,) for one in ids))
     return refused
+
+
+def full(connection: sqlite3.Connection) -> bool:
+    """So much waits that no new work is taken."""
+    return use(connection, Queue.STATUS).full
 
 
 def count(connection: sqlite3.Connection) -> int:

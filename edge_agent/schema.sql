@@ -52,3 +52,11 @@ CREATE TABLE outbox (
     body       TEXT NOT NULL
 ) STRICT;
 CREATE INDEX outbox_by_job ON outbox (job_id, attempt, step);
+
+-- migration: 2
+-- Samples until the broker has them, in blocks: one row for what came in some seconds.
+CREATE TABLE telemetry (
+    place   INTEGER PRIMARY KEY AUTOINCREMENT,
+    samples INTEGER NOT NULL,
+    body    TEXT NOT NULL
+) STRICT;

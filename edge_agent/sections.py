@@ -137,6 +137,21 @@ class Section:
             raise self.wrong(key, f"must be {least:g} to {most:g}, not {value:g}")
         return float(value)
 
+    def maybe_number(self, key: str, least: float, most: float) -> float | None:
+        """A number, or None when the key is not there."""
+        return self.number(key, least, most, 0.0) if self.has(key) else None
+
+    def wholes(self, key: str, least: int, most: int, many: int) -> tuple[int, ...]:
+        """A list of 1 to `many` different whole numbers from `least` to `most`."""
+        found = self._take(key, list, "a list of whole numbers", needed=True) or []
+        if not all(
+            isinstance(one, int) and not isinstance(one, bool) and least <= one <= most for one in found
+        ):
+            raise self.wrong(key, f"must be a list of whole numbers from {least} to {most}")
+        if not 1 <= len(set(found)) == len(found) <= many:
+            raise self.wrong(key, f"must be a list of 1 to {many} different numbers")
+        return tuple(found)
+
     def maybe_yes(self, key: str) -> bool | None:
         """A yes (true) or no (false), or None when the key is not there."""
         return self._take(key, bool, "true or false", needed=False)
@@ -161,6 +176,10 @@ class Section:
         if not 1 <= len(tables) <= most or not all(isinstance(one, dict) for one in tables):
             raise self.wrong(key, f"must be 1 to {most} sections [[{key}]]")
         return [Section(self.file, f"{self.key(key)}[{n}]", one) for n, one in enumerate(tables)]
+
+    def names(self) -> tuple[str, ...]:
+        """The keys that nobody has read yet."""
+        return tuple(self._left)
 
     def rest(self) -> dict[str, Any]:
         """All keys that are left, taken as they are."""

@@ -1,7 +1,8 @@
 """The agent's memory: inbox, journal and outbox in one SQLite file.
 
 Promises: what a method wrote before it returned survives a power cut. A state and the status that
-tells it are written together or not at all. A status is kept until the office has it. A damaged
+tells it are written together or not at all. A status is kept until the office has it; progress and
+samples alone wait in memory for some seconds, for each write wears the gateway's flash. A damaged
 database is set aside and a new one begun, with a new `store_id`, so that the office can tell.
 Every method may raise StoreFailed.
 """
@@ -12,23 +13,32 @@ import asyncio
 import dataclasses
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
-from edge_agent import inbox, outbox
+from edge_agent import inbox, outbox, queue_bounds, samples
+from edge_agent.errors import StoreFailed
 from edge_agent.journal import Change, Entry, Report
+from edge_agent.pending import Pending, Progress
+from edge_agent.queue_bounds import QueueLimits
 from edge_agent.rows import entry_of, save
 from edge_agent.sqlite import SqliteFile
 from shared.ids import new_id
 from shared.logs import get_log
-from shared.messages import MOST_STATUSES, Command, Rejected, Status
+from shared.messages import MOST_STATUSES, Command, Rejected, Sample, Status
 
 log = get_log("edge_agent.store")
+
+T = TypeVar("T")
 
 MOST_BATCH_BYTES = 96 * 1024
 """Statuses of one message together, well below shared.wire.MAX_MESSAGE_BYTES."""
 _LIVE = "state NOT IN ('done', 'error', 'cancelled')"
+
+
+DEFAULT_LIMITS = QueueLimits()
 
 
 def _utc_now() -> datetime:
@@ -42,9 +52,18 @@ class Store:
     queued; who waits on one clears it. `was_replaced`: the old database was damaged.
     """
 
-    def __init__(self, file: SqliteFile, store_id: str, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        file: SqliteFile,
+        store_id: str,
+        now: Callable[[], datetime],
+        limits: QueueLimits = DEFAULT_LIMITS,
+    ) -> None:
         self._file = file
         self._now = now
+        self._limits = limits
+        self._pending = Pending()
+        self._something_pending = asyncio.Event()
         self.store_id = store_id
         self.was_replaced = file.was_replaced
         self.changed = asyncio.Event()
@@ -53,7 +72,12 @@ class Store:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, path: Path, *, now: Callable[[], datetime] = _utc_now, read_only: bool = False
+        cls,
+        path: Path,
+        *,
+        now: Callable[[], datetime] = _utc_now,
+        read_only: bool = False,
+        limits: QueueLimits = DEFAULT_LIMITS,
     ) -> AsyncIterator[Store]:
         """The agent opens it to write, alone (StoreBusy); others may look at it meanwhile, `read_only`.
 
@@ -66,12 +90,34 @@ class Store:
             store_id = await (
                 file.read(_store_id) if read_only else file.write(lambda db: _make_store_id(db, at))
             )
-            store = cls(file, store_id, now)
+            store = cls(file, store_id, now, limits)
             if store.was_replaced:
                 log.error("store.was_replaced", store_id=store_id)
-            yield store
+            if read_only:
+                yield store
+            else:
+                async with store._writing():
+                    yield store
         finally:
             await file.close()
+
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[None]:
+        def act(db: sqlite3.Connection) -> int:
+            queue_bounds.begin(db, self._limits)
+            return samples.trim(db)
+
+        dropped = await self._file.write(act)
+        if dropped:
+            log.warning("telemetry.dropped", samples=dropped, why="the bound was lowered")
+        task = asyncio.create_task(self._write_pending(), name="store.pending")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+            with suppress(StoreFailed):
+                await self.flush()
 
     # --- commands -----------------------------------------------------------------------------
 
@@ -111,6 +157,78 @@ class Store:
     async def pending_statuses(self) -> int:
         """How many statuses wait for their ack."""
         return await self._file.read(outbox.count)
+
+    # --- progress and samples: in memory first -----------------------------------------------
+
+    def telemetry(self, *measured: Sample) -> None:
+        """Queue samples, the oldest first; from the event loop's thread. Never waits, never fails: they
+        are written within `write_every_s`, and the oldest go first where there is no room.
+        """
+        self._pending.put_samples(measured)
+        self._something_pending.set()
+
+    async def next_samples(self, *, most_bytes: int = MOST_BATCH_BYTES) -> samples.Waiting | None:
+        """The oldest samples that fit into one message; None when none was written that is not sent."""
+        return await self._file.read(lambda db: samples.page(db, most_bytes))
+
+    async def samples_sent(self, upto: int) -> None:
+        """Forget what the broker has: `upto` of what `next_samples` gave."""
+        await self._file.write(lambda db: samples.sent(db, upto))
+
+    async def flush(self) -> None:
+        """Write what waits in memory, in one transaction. Raises StoreFailed: it waits on."""
+        if not self._pending:
+            return
+        progress, measured = self._pending.take(), self._pending.take_samples()
+
+        def act(db: sqlite3.Connection) -> int:
+            for one in progress:
+                _tell(db, one)
+            return samples.keep(db, measured) if measured else 0
+
+        try:
+            dropped = await self._file.write(act)
+        except StoreFailed:
+            self._pending.put_back(progress, measured)
+            raise
+        self.outbox_wake.set()
+        dropped, self._pending.dropped = dropped + self._pending.dropped, 0
+        if dropped:
+            log.info("telemetry.dropped", samples=dropped, why="the oldest, for there is no room")
+
+    async def flush_attempt(self, job_id: str, attempt: int) -> None:
+        """Write the progress of one attempt now: something is about to be decided by what was told."""
+        progress = self._pending.take({(job_id, attempt)})
+        if progress:
+            await self._write_after(progress, lambda _: None)
+
+    async def _write_pending(self) -> None:
+        while True:
+            await self._something_pending.wait()
+            self._something_pending.clear()
+            try:
+                await self.flush()
+            except StoreFailed as error:
+                log.warning("store.pending_not_written", why=error.message)
+                self._something_pending.set()
+            await asyncio.sleep(self._limits.write_every_s)
+
+    async def _write_after(self, progress: list[Progress], act: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `act` after these progress reports, in one transaction: a step never overtakes them."""
+
+        def both(db: sqlite3.Connection) -> T:
+            for one in progress:
+                _tell(db, one)
+            return act(db)
+
+        try:
+            result = await self._file.write(both)
+        except StoreFailed:
+            self._pending.put_back(progress)
+            raise
+        if progress:
+            self.outbox_wake.set()
+        return result
 
     # --- what is known ------------------------------------------------------------------------
 
@@ -170,6 +288,19 @@ class Store:
 
         return await self._file.read(act)
 
+    async def newest(self, job_id: str) -> Entry | None:
+        """The greatest attempt of a job as it is now."""
+        return await self._file.read(lambda db: inbox.newest(db, job_id))
+
+    async def cancel(self, job_id: str) -> Entry | None:
+        """Leave a cancel in a job's newest attempt, as the office's would; not once an ECU may be touched.
+
+        Returns the attempt as it was before.
+        """
+        entry = await self._file.write(lambda db: inbox.cancel(db, job_id))
+        self.changed.set()
+        return entry
+
     async def record(self, *changes: Change) -> tuple[Entry, ...]:
         """Write entries and the statuses that tell them, in one transaction; returns them as they are.
 
@@ -180,24 +311,30 @@ class Store:
         def act(db: sqlite3.Connection) -> tuple[Entry, ...]:
             return tuple(_record(db, change, at) for change in changes)
 
-        written = await self._file.write(act)
+        earlier = self._pending.take({change.entry.key for change in changes})
+        written = await self._write_after(earlier, act)
         if any(change.report is not None for change in changes):
             self.outbox_wake.set()
         return written
 
     async def tell(self, job_id: str, attempt: int, report: Report) -> None:
-        """Queue a status of an attempt whose state stays as it is."""
-        at = self._now()
-
-        def act(db: sqlite3.Connection) -> None:
-            told = outbox.queue(db, job_id=job_id, attempt=attempt, report=report, at=at)
-            db.execute(
-                "UPDATE journal SET told = ? WHERE job_id = ? AND attempt = ?",
-                (outbox.encode(told), job_id, attempt),
-            )
-
-        await self._file.write(act)
+        """Queue a status of an attempt whose state stays as it is. A thin one waits in memory first."""
+        told = Progress(job_id=job_id, attempt=attempt, report=report, at=self._now())
+        if report.thin:
+            self._pending.put(told)
+            self._something_pending.set()
+            return
+        earlier = self._pending.take({(job_id, attempt)})
+        await self._write_after(earlier, lambda db: _tell(db, told))
         self.outbox_wake.set()
+
+
+def _tell(db: sqlite3.Connection, one: Progress) -> None:
+    told = outbox.queue(db, job_id=one.job_id, attempt=one.attempt, report=one.report, at=one.at)
+    db.execute(
+        "UPDATE journal SET told = ? WHERE job_id = ? AND attempt = ?",
+        (outbox.encode(told), one.job_id, one.attempt),
+    )
 
 
 def _record(db: sqlite3.Connection, change: Change, at: datetime) -> Entry:

@@ -93,6 +93,8 @@ async def telling(store: Store, entry: Entry, *, every_s: float) -> AsyncIterato
         await asyncio.sleep(0)
         teller.stop()
         await task
+        with suppress(StoreFailed):
+            await store.flush_attempt(entry.job_id, entry.attempt)
     finally:
         task.cancel()
         await asyncio.wait({task})

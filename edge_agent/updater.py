@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from edge_agent.acts import Acts, ComponentAccess, Downloader, Limits
 from edge_agent.clock import Clock
 from edge_agent.errors import StoreFailed
+from edge_agent.interlocks import Interlocks
 from edge_agent.journal import Asked, Change, Entry
+from edge_agent.people import Gates
 from edge_agent.safety import Policy
 from edge_agent.store import Store
 from edge_agent.telling import telling
@@ -58,6 +60,10 @@ def no_kill(_: str) -> None:
     """Go on."""
 
 
+def no_pulse() -> None:
+    """Nobody watches."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Timing:
     """Seconds: between looks at the vehicle; until an ECU that refused is asked again; at most between
@@ -90,7 +96,8 @@ class _Plan:
 class Updater:
     """Run `run()` as a task for as long as the agent lives; it may be cancelled at any moment.
 
-    `ended` is set when an update ended, so that a fresh manifest is worth sending.
+    `ended` is set when an update ended, so that a fresh manifest is worth sending. `pulse` is called at
+    each step of the loop that shows that it is not stuck.
     """
 
     def __init__(
@@ -106,6 +113,8 @@ class Updater:
         backoff: Backoff = RETRY_BACKOFF,
         timing: Timing = TIMING,
         limits: Limits = LIMITS,
+        gates: Gates | None = None,
+        addresses: Mapping[str, int] | None = None,
         kill_point: KillPoints = no_kill,
     ) -> None:
         self._store = store
@@ -117,8 +126,9 @@ class Updater:
             downloader=downloader,
             verifier=verifier,
             components=components,
-            vehicle=vehicle,
-            policy=policy,
+            interlocks=Interlocks(
+                vehicle=vehicle, policy=policy, clock=clock, gates=gates, addresses=addresses or {}
+            ),
             clock=clock,
             limits=limits,
         )
@@ -126,11 +136,19 @@ class Updater:
         self._touching = False
         self._link_failures = 0
         self.ended = asyncio.Event()
+        self.pulse: Callable[[], None] = no_pulse
 
     @property
     def touching(self) -> bool:
         """Whether an ECU is, or may be, between two images: do not stop the gateway now."""
         return self._touching
+
+    def hurry(self, job_id: str) -> None:
+        """Try a job at once that rests between two tries; its order of acts stays."""
+        for key, plan in self._plans.items():
+            if key[0] == job_id:
+                self._plans[key] = replace(plan, due_s=0.0, waits_for_office=False)
+        self._store.changed.set()
 
     async def manifest(self) -> Manifest:
         """What every component says it holds; one that can't answer is left out. Raises StoreFailed."""
@@ -175,6 +193,7 @@ class Updater:
 
     async def _turn(self) -> float:
         """A bounded piece of work; returns how long nothing else is due, in seconds."""
+        self.pulse()
         self._store.changed.clear()
         live = await self._store.live()
         self._touching = any(entry.begun for entry in live)
@@ -256,6 +275,7 @@ class Updater:
         yields = act in _SHORT and not entry.begun
         touched_due_s = min((self._due_s(one) for one in others if one.begun), default=float("inf"))
         while not task.done():
+            self.pulse()
             rest_s = self._timing.rest_s
             if yields:
                 rest_s = min(rest_s, max(0.0, touched_due_s - self._clock.boot_s()))

@@ -52,11 +52,26 @@ class CommandKind(StrEnum):
     DIAG = "diag"
 
 
+class Delta(Wire, frozen=True, kw_only=True):
+    """A shorter way to an image for a truck that holds `base_sha256`: see shared.delta.
+
+    `length` and `sha256` are of the delta's own file. It proves nothing: what comes out is compared with
+    the image's signed hash, and a truck that can't use it fetches the whole image.
+    """
+
+    base_sha256: Sha256
+    url: Url
+    length: Annotated[int, Meta(gt=0, le=2**40)]
+    sha256: Sha256
+    format: Name = "quarry-delta-1"
+
+
 class CommandTarget(Wire, frozen=True, kw_only=True):
     """One component to bring to one firmware.
 
     `document` is the signed firmware document, byte for byte (see shared.trust): it decides;
-    `version`, `sha256` and `length` only select and must agree with it.
+    `version`, `sha256` and `length` only select and must agree with it. `url` is http(s), or `file:` for
+    what an operator brought to the truck.
     """
 
     component: Name
@@ -65,6 +80,7 @@ class CommandTarget(Wire, frozen=True, kw_only=True):
     length: Annotated[int, Meta(gt=0, le=2**40)]
     document: Annotated[str, Meta(max_length=64 * 1024)]
     url: Url
+    delta: Delta | None = None
 
 
 class Window(Wire, frozen=True, kw_only=True):

@@ -18,9 +18,11 @@ from typing import Any
 import can
 
 from sim.can_frames import (
+    EXTENDED,
     FD,
     FRAME_BYTES,
     GREETING,
+    HEAD,
     MAGIC,
     OWN,
     VERSION,
@@ -49,7 +51,7 @@ class HubBus(can.BusABC):
     `channel` is the path of the hub's socket. `fd` takes and sends FD frames beside classic ones, of which a
     classic endpoint sees nothing. `bitrate` and `data_bitrate` may be given and must then be the hub's,
     if that paces its frames. Raises CanInitializationError when there is no hub, CanOperationError when
-    it went or dropped this endpoint. Frames are filtered in this process.
+    it went or dropped this endpoint. Frames that the filters don't want are dropped before they are decoded.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class HubBus(can.BusABC):
         self._tx_lock = threading.Lock()
         self._rx_lock = threading.Lock()
         self._held = bytearray()
+        self._wanted: tuple[tuple[int, int], ...] | None = None
         self._socket = self._connect(receive_own_messages, bitrate, data_bitrate if fd else None)
         self._readable = select.poll()
         self._readable.register(self._socket, select.POLLIN)
@@ -165,7 +168,7 @@ class HubBus(can.BusABC):
     def _recv_internal(self, timeout: float | None) -> tuple[can.Message | None, bool]:
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._rx_lock:
-            while not (end := self._end_of_frame()):
+            while not (end := self._next_wanted()):
                 left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
                 if not self._readable.poll(None if left_s is None else left_s * 1000):
                     return None, False
@@ -173,7 +176,40 @@ class HubBus(can.BusABC):
                     self._read()
             frame = bytes(self._held[:end])
             del self._held[:end]
-        return decode(frame, channel=self._path, at=time.time()), False
+        return decode(frame, channel=self._path, at=time.time()), True
+
+    def _apply_filters(self, filters: Any) -> None:
+        """python-can's hook for filters of the driver's own."""
+        wanted = []
+        for one in filters or ():
+            number, mask = one["can_id"], one["can_mask"]
+            if "extended" in one:
+                number |= EXTENDED if one["extended"] else 0
+                mask |= EXTENDED
+            wanted.append((number & mask, mask))
+        with self._rx_lock:
+            self._wanted = tuple(wanted) or None
+
+    def _next_wanted(self) -> int:
+        """How long the first wanted frame is that has come; those before it are dropped. 0: none is whole."""
+        wanted = self._wanted
+        if wanted is None:
+            return self._end_of_frame()
+        held, at = self._held, 0
+        size = len(held)
+        try:
+            while at + FRAME_BYTES <= size:
+                end = end_of(held, at) if self._fd else at + FRAME_BYTES
+                if end > size:
+                    return 0
+                can_id = HEAD.unpack_from(held, at)[0]
+                for number, mask in wanted:
+                    if can_id & mask == number:
+                        return end - at
+                at = end
+            return 0
+        finally:
+            del held[:at]
 
     def _end_of_frame(self) -> int:
         """How long the first frame is that has come; 0 while it is not whole."""

@@ -16,6 +16,7 @@ from control_plane.bus.base import BusMessage
 from control_plane.db import Connection, Database, is_data_error
 from control_plane.dead_letters.service import DeadLetter, DeadLetterService
 from control_plane.devices.service import DeviceService
+from control_plane.director.service import DirectorService
 from control_plane.dispatcher.service import CommandService
 from control_plane.dispatcher.worker import Publisher
 from control_plane.errors import Conflict
@@ -49,7 +50,8 @@ class _Done:
 
 @dataclass(kw_only=True)
 class EventProcessor:
-    """The consumer of device.status. `outbox` and `dispatcher` are woken after a commit.
+    """The consumer of device.status. `outbox` and `dispatcher` are woken after a commit; `director`, if
+    there is one, hears which metadata trucks trust.
 
     `reached` is told the names of points where a test may end the process.
     """
@@ -63,6 +65,7 @@ class EventProcessor:
     metrics: Metrics
     outbox: Wake
     dispatcher: Wake
+    director: DirectorService | None = None
     reached: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
@@ -156,6 +159,8 @@ class EventProcessor:
                     of_report.append(item)
                 case Hello() as hello:
                     await self.devices.heard(connection, item.device_id, hello, item.received_at)
+                    if self.director is not None and hello.metadata_versions:
+                        await self.director.heard(connection, item.device_id, hello.metadata_versions)
                     if hello.online:
                         hellos.append((item.device_id, hello))
                 case Manifest() as manifest:

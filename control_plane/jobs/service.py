@@ -167,6 +167,11 @@ class JobService:
         async with self._db.transaction() as connection:
             return await store.page(connection, device_id=device_id, state=state, before=before, limit=limit)
 
+    async def newest_of(self, connection: Connection, device_id: str) -> Job | None:
+        """The job that was made last for a device: its live one, if it has one."""
+        found = await store.page(connection, device_id=device_id, state=None, before=None, limit=1)
+        return found[0] if found else None
+
     async def cancel(self, job_id: str, expected_version: int, by: str) -> Job:
         """End a job that was not dispatched; ask the truck to stop one that was.
 

@@ -140,6 +140,12 @@ class DemoTruck:
         """Start the agent, or start it again, as a service manager does."""
         self._agent = child.start(self._command("run"), log=self._folder / "agent.log")
 
+    @property
+    def agent_pid(self) -> int:
+        """The agent's process."""
+        assert self._agent is not None
+        return self._agent.pid
+
     async def kill_agent(self) -> None:
         """SIGKILL: nothing of it is told beforehand."""
         assert self._agent is not None

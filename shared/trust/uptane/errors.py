@@ -22,6 +22,7 @@ class Attack(StrEnum):
     MIXED_BUNDLE = "mixed_bundle"
     PARTIAL_BUNDLE = "partial_bundle"
     ENDLESS_DATA = "endless_data"
+    SLOW_RETRIEVAL = "slow_retrieval"
     DROP_REQUEST = "drop_request"
     WRONG_ECU = "wrong_ecu"
 

@@ -41,10 +41,10 @@ class BadManifest(TrustError):
 
 
 class InstalledImage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an ECU holds, in the words of targets metadata."""
+    """What an ECU holds, in the words of targets metadata. `length` 0: the reporter never saw this image."""
 
     filename: _Text
-    length: Annotated[int, Meta(gt=0, le=MAX_IMAGE_BYTES)]
+    length: Annotated[int, Meta(ge=0, le=MAX_IMAGE_BYTES)]
     sha256: _Sha256
     release_counter: _Counter
 

@@ -36,7 +36,7 @@ from firmware_flashers.base import (
     no_progress,
 )
 from shared.backoff import Backoff
-from shared.messages import Command, CommandTarget, Status
+from shared.messages import Command, CommandTarget, Delta, Status
 from shared.release import FirmwareSpec
 from shared.trust.document import make_document
 from shared.trust.keys import key_ring, load_signer, new_key
@@ -137,6 +137,11 @@ class Downloads:
         self.images: dict[str, bytes] = {}
         self.faults: list[Exception] = []
         self.asked: list[str] = []
+        self.urgent: list[bool] = []
+        self.installed: dict[str, str] = {}
+
+    async def note_installed(self, component: str, sha256: str) -> None:
+        self.installed[component] = sha256
 
     async def fetch(
         self,
@@ -146,8 +151,12 @@ class Downloads:
         length: int,
         keep: Collection[str] = (),
         progress: Callable[[int, int], None] = lambda _done, _total: None,
+        job_id: str = "",
+        urgent: bool = False,
+        delta: Delta | None = None,
     ) -> Path:
         self.asked.append(url)
+        self.urgent.append(urgent)
         await asyncio.sleep(0)
         if self.faults:
             raise self.faults.pop(0)
@@ -184,22 +193,26 @@ class Truck:
         self.wall = datetime(2027, 1, 1, tzinfo=UTC)
         self.clock = Clock(wall=lambda: self.wall)
         self.verifier = Verifier(keys=key_ring([public]), clock=self.clock, counters=counters)
-        self.updater = Updater(
-            store,
-            downloader=self.downloads,
-            verifier=self.verifier,
-            components={
+        self.updater = self.make_updater()
+        self.seen: list[Status] = []
+
+    def make_updater(self, **other: Any) -> Updater:
+        """The updater of this truck, with other parts where they are given."""
+        parts: dict[str, Any] = {
+            "downloader": self.downloads,
+            "verifier": self.verifier,
+            "components": {
                 "brakes": ComponentAccess(kind="brake-controller", hardware="rev-b", open=self.ecu.open)
             },
-            vehicle=self.vehicle,
-            policy=Policy(),
-            clock=self.clock,
-            backoff=Backoff(first_s=0.001, most_s=0.01),
-            timing=Timing(
+            "vehicle": self.vehicle,
+            "policy": Policy(),
+            "clock": self.clock,
+            "backoff": Backoff(first_s=0.001, most_s=0.01),
+            "timing": Timing(
                 poll_s=0.01, refused_s=0.01, link_s=0.01, url_s=3600.0, progress_s=0.01, rest_s=5.0
             ),
-        )
-        self.seen: list[Status] = []
+        }
+        return Updater(self.store, **(parts | other))
 
     def spec(self, version: str = "2.0.0", *, counter: int = 2, **other: Any) -> FirmwareSpec:
         data = f"image {version}".encode() * 50

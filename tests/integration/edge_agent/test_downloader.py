@@ -17,6 +17,7 @@ import pytest
 from edge_agent.addresses import UnsafeAddress
 from edge_agent.downloader import Downloader
 from edge_agent.errors import LinkLost, NoRoom, UrlExpired
+from edge_agent.transfer import Network
 from shared.trust.document import WrongImage
 from sim.link import CHUNK, Link
 
@@ -113,7 +114,9 @@ async def office() -> AsyncIterator[Office]:
 
 @pytest.fixture
 async def downloader(tmp_path: Path) -> AsyncIterator[Downloader]:
-    async with Downloader(tmp_path / "images", tls=False, progress_every_s=0, free=lambda _: ROOM) as made:
+    async with Downloader(
+        tmp_path / "images", Network(tls=False), progress_every_s=0, free=lambda _: ROOM
+    ) as made:
         yield made
 
 
@@ -325,7 +328,7 @@ async def test_a_tampered_image_over_a_link_that_breaks_is_refused_after_two_dow
         for _ in range(40):
             link.restore()
             link.cut_after(25 * CHUNK)
-            async with Downloader(tmp_path / "images", tls=False, free=lambda _: ROOM) as downloader:
+            async with Downloader(tmp_path / "images", Network(tls=False), free=lambda _: ROOM) as downloader:
                 try:
                     await fetch(downloader, office.url(link.port))
                 except LinkLost:
@@ -394,7 +397,7 @@ async def test_a_silent_office_is_left_after_the_idle_time(office: Office, tmp_p
     office.script = lambda _: [head(200, f"content-length: {len(IMAGE)}"), IMAGE[:1000]]
     office.silent = True
     async with Downloader(
-        tmp_path / "images", tls=False, idle_timeout_s=0.3, free=lambda _: ROOM
+        tmp_path / "images", Network(tls=False, idle_timeout_s=0.3), free=lambda _: ROOM
     ) as downloader:
         with pytest.raises(LinkLost, match="ReadTimeout"):
             await fetch(downloader, office.url())
@@ -418,7 +421,9 @@ async def test_an_address_that_is_not_safe_is_refused_before_anything_is_sent(
 
 async def test_a_relay_stands_in_for_the_origin_of_every_url(office: Office, tmp_path: Path) -> None:
     relay = f"http://127.0.0.1:{office.port}"
-    async with Downloader(tmp_path / "images", tls=False, origin=relay, free=lambda _: ROOM) as downloader:
+    async with Downloader(
+        tmp_path / "images", Network(tls=False, origin=relay), free=lambda _: ROOM
+    ) as downloader:
         path = await fetch(downloader, f"https://office.example:9/files/{SHA256}?expires=1&sig=2")
     assert path.read_bytes() == IMAGE
 
@@ -426,7 +431,7 @@ async def test_a_relay_stands_in_for_the_origin_of_every_url(office: Office, tmp
 async def test_a_full_disk_is_found_before_the_first_byte(office: Office, tmp_path: Path) -> None:
     free = len(IMAGE) + 1000
     async with Downloader(
-        tmp_path / "images", tls=False, margin_bytes=1001, free=lambda _: free
+        tmp_path / "images", Network(tls=False), margin_bytes=1001, free=lambda _: free
     ) as downloader:
         with pytest.raises(NoRoom) as full:
             await fetch(downloader, office.url())
@@ -449,7 +454,7 @@ async def test_a_disk_that_fills_up_on_the_way_keeps_what_came(
         file.write(chunk)  # type: ignore[attr-defined]
 
     with monkeypatch.context() as patch:
-        patch.setattr("edge_agent.downloader._write_all", write)
+        patch.setattr("edge_agent.image_folder.write_all", write)
         with pytest.raises(NoRoom):
             await fetch(downloader, office.url())
     assert part(tmp_path).read_bytes() == IMAGE[:written]
@@ -466,7 +471,9 @@ async def test_the_oldest_images_that_nobody_needs_make_room(office: Office, tmp
         file.write_bytes(b"\0" * 100_000)
         os.utime(file, (1000 + age, 1000 + age))
     limit = len(IMAGE) + 2 * 100_000
-    async with Downloader(folder, tls=False, most_stored_bytes=limit, free=lambda _: ROOM) as downloader:
+    async with Downloader(
+        folder, Network(tls=False), most_stored_bytes=limit, free=lambda _: ROOM
+    ) as downloader:
         await fetch(downloader, office.url(), keep=[names[0]])
         left = {path.name for path in folder.iterdir()}
         assert left == {f"{names[0]}.bin", f"{names[3]}.bin", f"{SHA256}.bin"}
@@ -477,7 +484,9 @@ async def test_images_that_are_needed_are_never_removed(office: Office, tmp_path
     folder.mkdir()
     needed = folder / f"{1:064x}.bin"
     needed.write_bytes(b"\0" * 100_000)
-    async with Downloader(folder, tls=False, most_stored_bytes=len(IMAGE), free=lambda _: ROOM) as downloader:
+    async with Downloader(
+        folder, Network(tls=False), most_stored_bytes=len(IMAGE), free=lambda _: ROOM
+    ) as downloader:
         with pytest.raises(NoRoom):
             await fetch(downloader, office.url(), keep=[needed.stem])
     assert needed.exists()
@@ -494,7 +503,7 @@ async def test_progress_is_thinned_and_ends_with_all(office: Office, tmp_path: P
         return now
 
     async with (
-        Downloader(tmp_path / "images", tls=False, clock=clock, free=lambda _: ROOM) as downloader,
+        Downloader(tmp_path / "images", Network(tls=False), clock=clock, free=lambda _: ROOM) as downloader,
         Link("127.0.0.1", office.port) as link,
     ):
         await fetch(downloader, office.url(link.port), progress=lambda *at: told.append(at))

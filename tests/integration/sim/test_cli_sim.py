@@ -223,6 +223,35 @@ def certificate_authority() -> bytes:
     return builder.sign(key, SHA256()).public_bytes(Encoding.PEM)
 
 
+def test_a_vehicle_sends_what_it_does(run: Run, tmp_path: Path) -> None:
+    socket = tmp_path / "bus.sock"
+    bus = run("bus", "--socket", socket)
+    bus.ready()
+    with can.Bus(str(socket), interface="quarry-hub", ignore_config=True) as heard:
+        where = ("--interface", "quarry-hub", "--channel", socket)
+        vehicle = run("vehicle", *where, "--state", "brake_released")
+        assert "vehicle, brake_released" in vehicle.ready()
+        seen: dict[int, bytes] = {}
+        until = time.monotonic() + READY_WITHIN_S
+        while len(seen) < 4 and time.monotonic() < until:
+            message = heard.recv(1.0)
+            if message is not None:
+                seen[message.arbitration_id] = bytes(message.data)
+    assert seen == {
+        0x18FEF10B: bytes.fromhex("f3 00 00 ff ff ff ff ff"),
+        0x0CF00400: bytes.fromhex("ff ff ff 00 00 ff ff ff"),
+        0x18F00503: bytes.fromhex("ff ff ff fb ff ff ff ff"),
+        0x18FEF727: bytes.fromhex("ff ff ff ff 00 02 fc 01"),
+    }
+    assert vehicle.end() == (0, "")
+    other = run("vehicle", *where)
+    other.ready()
+    bus.end()
+    code, said = other.end(None)
+    assert code == 1
+    assert "has gone" in said
+
+
 def test_an_image_is_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "image.bin"
     assert call("image", "--version", "2.0.0", "--out", out, "--bytes", 4096) == 0
@@ -299,6 +328,16 @@ def test_wrong_use_is_one_sentence(
         ),
         "image of no kind": (["image", "--kind", "z80", "--version", "1", "--out", out], 2, "z80"),
         "mcu of no kind": (["mcu", "z80"], 2, "z80"),
+        "a vehicle in no state": (
+            ["vehicle", "--interface", "virtual", "--channel", "x", "--state", "flying"],
+            1,
+            "there is no state 'flying'",
+        ),
+        "a vehicle without a bus": (
+            ["vehicle", "--interface", "quarry-hub", "--channel", out],
+            1,
+            "can't be opened",
+        ),
         "truck without office": (["truck", "--data", tmp_path], 2, "Missing option"),
     }
     for name, (words, code, sentence) in cases.items():

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edge_agent.downloader import Downloader
 from edge_agent.errors import LinkLost
+from edge_agent.transfer import Network
 from shared.trust.document import WrongImage
 
 IMAGE = random.Random(11).randbytes(20_000)
@@ -72,7 +73,9 @@ async def play(
         for number in range(most_tries):
             if number in spoils:
                 spoil(folder / f"{SHA256}.part", spoils[number])
-            async with Downloader(folder, tls=False, margin_bytes=0, free=lambda _: 1 << 40) as downloader:
+            async with Downloader(
+                folder, Network(tls=False), margin_bytes=0, free=lambda _: 1 << 40
+            ) as downloader:
                 try:
                     path = await downloader.fetch(url, sha256=SHA256, length=len(IMAGE))
                 except LinkLost:

@@ -356,6 +356,8 @@ def test_the_example_is_a_whole_configuration_but_for_its_files(folder: Path) ->
     uncommented = re.sub(r"^# (?=[a-z_]+ = |\[)", "", example, flags=re.MULTILINE)
     assert uncommented != example
     (folder / "office-ca.pem").touch()
+    (folder / "proxy.secret").touch(mode=0o600)
+    (folder / "proxy.secret").write_text("truck:secret")
     assert ecus(load(folder, uncommented))[0].profile.timing.boot_s == 30.0
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from edge_agent import outbox
 from edge_agent.errors import OutboxFull, StoreBusy, StoreFailed, StoreMissing
 from edge_agent.journal import Asked, Change, Report
+from edge_agent.queue_bounds import QueueLimits
 from edge_agent.sqlite import MOST_SET_ASIDE, load_migrations
 from edge_agent.store import Store
 from shared.messages import Command, CommandTarget, Rejected, Status
@@ -239,10 +239,19 @@ async def test_progress_is_thinned_steps_and_ends_are_not(store: Store) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [QueueLimits(most_statuses=20), QueueLimits(most_status_bytes=9000)],
+    ids=["rows", "bytes"],
+)
 async def test_a_truck_that_retries_for_weeks_off_line_stays_bounded(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, limits: QueueLimits
 ) -> None:
-    monkeypatch.setattr(outbox, "MOST_ROWS", 20)
+    async with Store.open(tmp_path / "agent.db", limits=limits) as store:
+        await retry_for_weeks(store)
+
+
+async def retry_for_weeks(store: Store) -> None:
     await store.take_command(make_command())
     for number in range(200):
         step = ("retrying", "waiting")[number % 2]

@@ -1,0 +1,141 @@
+"""The published folder of an image repository as a tar: received in bounded memory, opened with suspicion.
+
+A name is looked up in the tar as the repository serves it (`timestamp.json`, `3.targets.json`,
+`targets/FOLDER/HASH.FILE`); nothing is ever unpacked under a name that the tar chose.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import tarfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from starlette.requests import ClientDisconnect, Request
+
+from control_plane.errors import Invalid, TooLarge
+from control_plane.storage.base import StoreUnavailable
+
+MOST_BUNDLE_BYTES = 1024 * 1024 * 1024
+MOST_MEMBERS = 20_000
+NEXT_BYTES_WITHIN_S = 60.0
+CHUNK_BYTES = 256 * 1024
+
+
+async def receive_body(request: Request, most: int) -> bytes:
+    """A small body whole. Raises TooLarge or Invalid without reading on."""
+    whole = bytearray()
+    async for chunk in _chunks(request, most):
+        whole += chunk
+    return bytes(whole)
+
+
+async def receive_file(request: Request, path: Path, most: int) -> None:
+    """A body into a file. Raises TooLarge, Invalid or StoreUnavailable without reading on."""
+    try:
+        file = await asyncio.to_thread(path.open, "wb")
+        try:
+            async for chunk in _chunks(request, most):
+                await asyncio.to_thread(file.write, chunk)
+        finally:
+            await asyncio.to_thread(file.close)
+    except OSError as error:
+        raise StoreUnavailable(f"the bundle can't be written: {error.strerror}") from error
+
+
+async def _chunks(request: Request, most: int) -> AsyncIterator[bytes]:
+    stream = request.stream()
+    total = 0
+    while True:
+        try:
+            async with asyncio.timeout(NEXT_BYTES_WITHIN_S):
+                chunk = await anext(stream, None)
+        except TimeoutError as error:
+            raise Invalid(f"nothing came for {NEXT_BYTES_WITHIN_S:.0f} s", retryable=True) from error
+        except ClientDisconnect as error:
+            raise Invalid("the upload broke off", retryable=True) from error
+        if chunk is None:
+            return
+        total += len(chunk)
+        if total > most:
+            raise TooLarge(f"at most {most} bytes are taken here")
+        yield chunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """An opened tar. Its members are regular files by their served names."""
+
+    tar: tarfile.TarFile
+    members: dict[str, tarfile.TarInfo]
+
+    def read(self, name: str, most: int) -> bytes | None:
+        """A member's first `most` bytes and one more, which shows that there was more; None without it."""
+        member = self.members.get(name)
+        if member is None:
+            return None
+        with self._open(member) as file:
+            return file.read(most + 1)
+
+    def size(self, name: str) -> int | None:
+        """A member's bytes; None when it is not there."""
+        member = self.members.get(name)
+        return None if member is None else member.size
+
+    def extract(self, name: str, target: Path) -> str:
+        """Copy a member's bytes to `target`; returns their SHA-256 in hex. The name must be there."""
+        digest = hashlib.sha256()
+        with self._open(self.members[name]) as file, target.open("wb") as writer:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+                writer.write(chunk)
+        return digest.hexdigest()
+
+    @contextmanager
+    def _open(self, member: tarfile.TarInfo) -> Iterator[IO[bytes]]:
+        try:
+            file = self.tar.extractfile(member)
+            assert file is not None
+            with file:
+                yield file
+        except (tarfile.TarError, EOFError) as error:
+            raise Invalid(f"the tar can't be read: {error}") from error
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Bundle]:
+    """Open an uncompressed tar. Raises Invalid for anything but plain files with plain names.
+
+    Names may begin with `./`; a folder that holds them all (`public/`) is taken off.
+    """
+    try:
+        with path.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
+            yield Bundle(tar=tar, members=_members(tar))
+    except (tarfile.TarError, EOFError, UnicodeError) as error:
+        raise Invalid(
+            f"the bundle is no tar: {error}", advice="Pack the published folder: tar -C FOLDER/public -cf - ."
+        ) from error
+
+
+def _members(tar: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
+    found: dict[str, tarfile.TarInfo] = {}
+    for count, member in enumerate(tar, start=1):
+        if count > MOST_MEMBERS:
+            raise Invalid(f"the bundle has more than {MOST_MEMBERS} members")
+        if member.isdir():
+            continue
+        path = PurePosixPath(member.name)
+        if not member.isreg() or member.sparse is not None or path.is_absolute() or ".." in path.parts:
+            raise Invalid(f"{member.name[:200]!r} in the bundle is no plain file with a plain name")
+        if str(path) in found:
+            raise Invalid(f"{member.name[:200]!r} is in the bundle twice")
+        found[str(path)] = member
+    if "timestamp.json" not in found and "public/timestamp.json" in found:
+        return {
+            name.removeprefix("public/"): one for name, one in found.items() if name.startswith("public/")
+        }
+    return found

@@ -1,0 +1,40 @@
+"""The agent as a program of its own, for a gateway that has nothing else of Quarry OTA: `quarry-agent`.
+
+`python -I -m edge_agent run --config FILE`: the verbs, exit codes and sentences of `quarry agent`.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+
+from shared.errors import OtaError
+
+INTERRUPTED = 130
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command line (without the program's name); returns its exit code."""
+    if arguments == ["--version"]:
+        sys.stdout.write(f"quarry-agent {version('quarry-ota')}\n")
+        return 0
+    from edge_agent.cli import app
+
+    try:
+        app(args=arguments, prog_name="quarry-agent")
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 1
+    except OtaError as error:
+        sys.stderr.write(f"quarry-agent: {error.message} -- {error.advice}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("quarry-agent: interrupted.\n")
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,132 @@
+"""A vehicle around the ECUs: sends its J1939 messages as often as a real one, in a state that can change.
+
+Encoded here by hand from SAE J1939-71, apart from what the agent decodes with, so that the two check
+each other.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self
+
+import can
+
+from shared.errors import ConfigError
+from shared.logs import get_log
+
+log = get_log("sim.vehicle")
+
+BRAKE_CONTROLLER, ENGINE, TRANSMISSION, COMPUTER = 0x0B, 0x00, 0x03, 0x27
+"""Preferred source addresses (SAE J1939-81 annex B) of those who send."""
+JOIN_S = 5.0
+PARK, NEUTRAL, THIRD = 0xFB, 125, 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sends:
+    """What the vehicle's controllers say; None: that message is not sent. Raw patterns where so named."""
+
+    speed_raw: int | None = 0
+    brake_raw: int = 1
+    rpm_raw: int | None = 0
+    gear_raw: int | None = PARK
+    battery_v: float | None = 25.6
+    key_v: float = 25.4
+
+
+PARKED = Sends()
+STATES: Mapping[str, Sends] = {
+    "parked": PARKED,
+    "driving": Sends(speed_raw=30 * 256, brake_raw=0, rpm_raw=1500 * 8, gear_raw=THIRD, battery_v=28.0),
+    "rolling": replace(PARKED, speed_raw=2 * 256, brake_raw=0, gear_raw=NEUTRAL),
+    "engine_running": replace(PARKED, rpm_raw=650 * 8, battery_v=28.0),
+    "brake_released": replace(PARKED, brake_raw=0),
+    "brake_error": replace(PARKED, brake_raw=2),
+    "not_available": Sends(speed_raw=0xFFFF, brake_raw=3, rpm_raw=0xFFFF, gear_raw=0xFF),
+    "contradicting": replace(PARKED, speed_raw=20 * 256),
+    "low_battery": replace(PARKED, battery_v=21.0),
+    "key_off": replace(PARKED, rpm_raw=None, gear_raw=None, key_v=0.0),
+    "stale": Sends(speed_raw=None, rpm_raw=None, gear_raw=None, battery_v=None),
+}
+"""What `--state` knows."""
+
+
+def state(word: str) -> Sends:
+    """A named state. Raises ConfigError."""
+    if word not in STATES:
+        raise ConfigError(f"there is no state {word!r}; known are {', '.join(STATES)}")
+    return STATES[word]
+
+
+def frames(sends: Sends) -> list[tuple[float, int, bytes]]:
+    """(period in s, 29-bit identifier, data) of each message that is sent."""
+    out: list[tuple[float, int, bytes]] = []
+    if sends.speed_raw is not None:
+        ccvs = struct.pack("<BHBBBBB", 0xF3 | sends.brake_raw << 2, sends.speed_raw, *b"\xff" * 5)
+        out.append((0.1, 0x18FEF100 | BRAKE_CONTROLLER, ccvs))
+    if sends.rpm_raw is not None:
+        out.append(
+            (0.02, 0x0CF00400 | ENGINE, struct.pack("<3sH3s", b"\xff" * 3, sends.rpm_raw, b"\xff" * 3))
+        )
+    if sends.gear_raw is not None:
+        etc2 = struct.pack("<3sB4s", b"\xff" * 3, sends.gear_raw, b"\xff" * 4)
+        out.append((0.1, 0x18F00500 | TRANSMISSION, etc2))
+    if sends.battery_v is not None:
+        volts = (round(sends.battery_v / 0.05), round(sends.key_v / 0.05))
+        out.append((1.0, 0x18FEF700 | COMPUTER, struct.pack("<4sHH", b"\xff" * 4, *volts)))
+    return out
+
+
+class SimVehicle:
+    """Sends for the time of the `with` block; `show` changes what. The bus is the caller's to close."""
+
+    def __init__(self, bus: can.BusABC, sends: Sends = PARKED) -> None:
+        self._bus = bus
+        self._sends = sends
+        self._change = threading.Event()
+        self._stop = False
+        self._thread = threading.Thread(target=self._run, name="sim-vehicle", daemon=True)
+        self.ended = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop = True
+        self._change.set()
+        self._thread.join(JOIN_S)
+
+    def show(self, sends: Sends) -> None:
+        """Be in another state from now on; each of its messages is sent at once."""
+        self._sends = sends
+        self._change.set()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop:
+                self._change.clear()
+                self._send_until_changed(frames(self._sends))
+        except (can.CanError, OSError) as error:
+            log.warning("vehicle.bus_lost", why=str(error))
+        finally:
+            self.ended.set()
+
+    def _send_until_changed(self, what: list[tuple[float, int, bytes]]) -> None:
+        now = time.monotonic()
+        due = [now] * len(what)
+        while not self._change.is_set():
+            for at, (period_s, number, data) in enumerate(what):
+                if due[at] <= now:
+                    self._bus.send(can.Message(arbitration_id=number, data=data, is_extended_id=True))
+                    # A late frame is not made up for by two.
+                    due[at] = max(due[at] + period_s, now)
+            self._change.wait(max(0.0, min(due, default=now + 1.0) - time.monotonic()))
+            now = time.monotonic()

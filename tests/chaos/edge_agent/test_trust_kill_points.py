@@ -1,0 +1,47 @@
+"""kill -9 at every line of every writer of the trust folder: old or new, never damage, and it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHILD = Path(__file__).with_name("trust_child.py")
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-P", str(CHILD), str(tmp_path_factory.mktemp("trust"))],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    "writer", ["store", "first store", "selection", "manifest state", "known images", "key"]
+)
+def test_a_kill_at_any_line_leaves_old_or_new(said: Any, writer: str) -> None:
+    kills = said[writer]["kills"]
+    assert len(kills) > 10
+    # Once it is new it stays new: the rename is the one moment.
+    turned = kills.index("new")
+    assert 0 < turned
+    assert kills == ["old"] * turned + ["new"] * (len(kills) - turned)
+
+
+@pytest.mark.parametrize(
+    "writer", ["store", "first store", "selection", "manifest state", "known images", "key"]
+)
+def test_a_full_disk_leaves_the_old(said: Any, writer: str) -> None:
+    assert said[writer]["full"] == "old"

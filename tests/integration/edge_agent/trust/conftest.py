@@ -1,0 +1,295 @@
+"""A truck that trusts, and an office on a real socket that serves a repository, honestly or not.
+
+(Everything hangs on the `fleet` fixture, since helper modules can't be imported here.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from securesystemslib.signer import Signer
+
+from edge_agent.known_images import KnownImages
+from edge_agent.manifest_key import load_or_make_key
+from edge_agent.manifest_state import ManifestState
+from edge_agent.metadata import Metadata
+from edge_agent.metadata_source import FetchLimits, OfficeSource
+from edge_agent.selection import TruckEcu, TruckEcus
+from edge_agent.trust_config import Roots
+from edge_agent.trust_files import TrustFiles
+from edge_agent.trust_store import TrustKeeper
+from edge_agent.trusted_time import TimeAsker, TrustedTime
+from edge_agent.vehicle_manifest import ManifestOffice, VehicleManifests
+from shared.backoff import Backoff
+from shared.messages import Installed
+from shared.trust.uptane.manifest_check import Alarm, KnownEcu, KnownVehicle, Verdict, verify_manifest
+from shared.trust.uptane.store import TrustedStore
+from shared.trust.uptane.time_policy import TimePolicy
+from shared.trust.uptane.time_token import make_time_token
+from shared.trust.uptane.vehicle import Vehicle
+from sim.uptane_world import BUILT_AT, UptaneWorld, image_bytes
+
+TOKEN = "t" * 40
+GATEWAY = "gateway-7"
+
+Answer = Callable[[bytes], list[bytes]]
+"""Makes the raw blocks of an answer of the honest body."""
+
+
+def whole(body: bytes) -> list[bytes]:
+    return [f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n".encode(), body]
+
+
+def status(code: int) -> Answer:
+    return lambda _: [f"HTTP/1.1 {code} X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode()]
+
+
+class Office:
+    """Serves `served` below /repo for our token, takes manifests, and says what time it is.
+
+    `answers` by name replaces the honest answer of a file; `endless` goes on with a block for ever after
+    it, and `silent` keeps the connection open and says nothing more. `cut_after` bytes of everything that
+    is sent, the connections are reset.
+    """
+
+    def __init__(self, served: dict[Any, bytes]) -> None:
+        self.served = served
+        self.answers: dict[str, Answer] = {}
+        self.base = ""
+        self.endless: bytes | None = None
+        self.silent = False
+        self.cut_after: int | None = None
+        self.asked: list[str] = []
+        self.sent = 0
+        self.manifests: list[bytes] = []
+        self.manifest_answers: list[bytes] = []
+        self.time: Callable[[str], bytes] | None = None
+        self._server: asyncio.Server | None = None
+        self._serving: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.base = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in list(self._serving):
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+        await self._server.wait_closed()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            for block in await self._answer(head, reader):
+                if self.cut_after is not None and self.sent + len(block) > self.cut_after:
+                    writer.write(block[: self.cut_after - self.sent])
+                    await writer.drain()
+                    self.sent = self.cut_after
+                    return
+                writer.write(block)
+                self.sent += len(block)
+                await writer.drain()
+            if self.silent:
+                await reader.read()
+            while self.endless is not None:
+                writer.write(self.endless)
+                await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            self._serving.discard(task)
+            writer.close()
+
+    async def _answer(self, head: str, reader: asyncio.StreamReader) -> list[bytes]:
+        verb, target, _ = head.split("\r\n", 1)[0].split(" ")
+        headers = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if line)
+        url = urlsplit(target)
+        if url.path == "/time":
+            assert self.time is not None
+            return whole(self.time(parse_qs(url.query)["nonce"][0]))
+        if headers.get("authorization") != f"bearer {TOKEN}":
+            return status(401)(b"")
+        if verb == "POST":
+            assert url.path == "/api/v1/devices/truck-7/vehicle-manifest"
+            self.manifests.append(await reader.readexactly(int(headers["content-length"])))
+            return [self.manifest_answers.pop(0)] if self.manifest_answers else status(204)(b"")
+        repository, _, name = url.path.removeprefix("/repo/").partition("/")
+        if repository == "director":
+            whose, _, name = name.partition("/")
+            assert whose == "truck-7"
+        self.asked.append(f"{repository}/{name}")
+        body = self.served.get((repository, name))
+        answer = self.answers.get(f"{repository}/{name}")
+        if answer is not None:
+            return answer(body or b"")
+        return status(404)(b"") if body is None else whole(body)
+
+
+class Fleet:
+    """One truck of a world, with its office. `wall` and `boot` are its clocks."""
+
+    def __init__(self, world: UptaneWorld, data: Path) -> None:
+        self.world = world
+        self.data = data
+        self.folder = data / "trust"
+        self.wall = world.now
+        self.boot = 1000.0
+        self.policy = TimePolicy(built_at=BUILT_AT)
+        self.office = Office(world.served)
+        self.limits = FetchLimits(idle_s=5.0, file_s=20.0)
+        self.run_s = 100.0
+        self.with_time = False
+        self.vehicle = world.vehicle
+        self.gateway = TruckEcu(component="", serial=GATEWAY, kind="gateway", hardware="gateway")
+        self.ecus = TruckEcus(
+            ecus=tuple(
+                TruckEcu(component=f"c{n}", serial=one.serial, kind=one.kind, hardware=one.hardware)
+                for n, one in enumerate(world.vehicle.ecus)
+            ),
+            gateway=self.gateway,
+        )
+        self.installed: list[Installed] = []
+        self.inventory = KnownVehicle(
+            vehicle_id="truck-7",
+            primary=GATEWAY,
+            gateway=load_or_make_key(data).public_key,
+            ecus={
+                GATEWAY: KnownEcu(kind="gateway", hardware="gateway"),
+                **{e.serial: KnownEcu(kind=e.kind, hardware=e.hardware) for e in world.vehicle.ecus},
+            },
+        )
+
+    async def start_truck(self) -> None:
+        """As a process begins: everything from the disk."""
+        director, image = self.world.director.published, self.world.image.published
+        roots = Roots(director=director["1.root.json"], image=image["1.root.json"])
+        self.keeper = await TrustKeeper.open(self.folder, roots)
+        self.known = await KnownImages.open(self.folder)
+        self.state = await ManifestState.open(self.folder)
+        self.time = TrustedTime(self.keeper, self.policy, wall=lambda: self.wall, boot_s=lambda: self.boot)
+        self.files = TrustFiles(self.folder)
+        office = ManifestOffice(
+            base=self.office.base, device_id="truck-7", token=TOKEN, tls=lambda: False, within_s=20.0
+        )
+
+        async def installed() -> list[Installed]:
+            return self.installed
+
+        async def vehicle() -> Vehicle:
+            return self.vehicle
+
+        self.manifests = VehicleManifests(
+            vehicle_id="truck-7",
+            ecus=self.ecus,
+            signer=load_or_make_key(self.data),
+            state=self.state,
+            known=self.known,
+            installed=installed,
+            now=self.time.now,
+            send=office.send,
+            backoff=Backoff(first_s=0.001, most_s=0.01),
+            boot_s=lambda: self.boot,
+        )
+        self.source = OfficeSource(
+            base=self.office.base, device_id="truck-7", token=TOKEN, tls=lambda: False, limits=self.limits
+        )
+        self.metadata = Metadata(
+            keeper=self.keeper,
+            files=self.files,
+            office=self.source,
+            time=self.time,
+            vehicle=vehicle,
+            alarm=self.manifests.alarm,
+            learn=self.known.learn,
+            asker=TimeAsker(f"{self.office.base}/time", self.keeper, self.time) if self.with_time else None,
+            run_s=self.run_s,
+        )
+
+    async def refused(self) -> str | None:
+        """One run's refusal; whatever happened, the store on the disk is whole and is the one in memory."""
+        done = await self.metadata.refresh()
+        assert TrustedStore.load(self.on_disk()) == self.keeper.store == done.outcome.store
+        refused = done.outcome.refused
+        if refused is not None:
+            assert done.outcome.selection is None
+            assert done.selection_id is None
+        return None if refused is None else refused.code
+
+    def on_disk(self) -> bytes:
+        """The store's file without its sum."""
+        return (self.folder / "store.json").read_bytes().split(b"\n", 1)[1]
+
+    async def alarms(self) -> set[str]:
+        """What the office reads of attacks in the next manifest."""
+        verdict = self.judge(await self.manifests.make())
+        assert verdict.report is not None
+        return {one.text for one in verdict.alarms if one.alarm is Alarm.ATTACK_REPORTED}
+
+    def judge(self, manifest: bytes) -> Verdict:
+        """As the office does, and it remembers."""
+        verdict = verify_manifest(manifest, self.inventory, now=self.world.now)
+        self.inventory = verdict.vehicle
+        return verdict
+
+    def runs(self, version: str, counter: int) -> None:
+        """Every ECU says that it runs this version."""
+        self.installed = [
+            Installed(
+                component=ecu.component,
+                kind=ecu.kind,
+                hardware=ecu.hardware,
+                version=version,
+                sha256=self.world.spec(one, version, counter).sha256,
+            )
+            for ecu, one in zip(self.ecus.ecus, self.world.vehicle.ecus, strict=True)
+        ]
+
+    def says_time(self, at: datetime, signers: tuple[Signer, ...] | None = None) -> None:
+        """The office answers questions for the time with this one."""
+        made = self.world.signers("director/time") if signers is None else signers
+        self.office.time = lambda nonce: make_time_token(nonce, at, made)
+
+    def later(self, **more: float) -> None:
+        """Time passes for the truck and the office."""
+        self.world.now += timedelta(**more)
+        self.wall = self.world.now
+
+    async def renew(self, version: str, counter: int) -> None:
+        """The office publishes and directs another release, and serves it."""
+        self.world.direct(self.world.release(version, counter))
+
+    @staticmethod
+    def image(kind: str, version: str) -> bytes:
+        return image_bytes(kind, version)
+
+
+@pytest.fixture(scope="session")
+def _made() -> UptaneWorld:
+    world = UptaneWorld()
+    world.direct(world.release("1.1.0", 2))
+    return world
+
+
+@pytest.fixture
+async def fleet(_made: UptaneWorld, tmp_path: Path) -> AsyncIterator[Fleet]:
+    """A fleet whose director has selected release 1.1.0 (counter 2) for the truck; nothing is installed."""
+    world = copy.copy(_made)
+    world.served = dict(_made.served)
+    world.keys = dict(_made.keys)
+    made = Fleet(world, tmp_path)
+    await made.office.start()
+    await made.start_truck()
+    yield made
+    await made.office.stop()

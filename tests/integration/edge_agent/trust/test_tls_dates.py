@@ -1,0 +1,173 @@
+"""TLS that fails on dates alone, and what a proved time changes: real certificates, real handshakes."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import ipaddress
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.x509.oid import NameOID
+
+from edge_agent.trusted_time import tls_by
+from shared.trust.uptane.time_policy import TimePolicy
+
+THEN = datetime(2020, 6, 1, tzinfo=UTC)
+"""A time that is over for every machine that runs this: certificates of then have expired on its clock."""
+
+
+def name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def make(folder: Path, *, begins: datetime, days: int, host: str = "127.0.0.1", stranger: bool = False) -> Path:
+    """An authority and a server's certificate; returns the file of the authority that is believed."""
+    keys = {who: ec.generate_private_key(ec.SECP256R1()) for who in ("ca", "other", "server")}
+
+    def ca(who: str) -> x509.Certificate:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(name("authority"))
+            .issuer_name(name("authority"))
+            .public_key(keys[who].public_key())
+            .serial_number(1)
+            .not_valid_before(datetime(2019, 1, 1, tzinfo=UTC))
+            .not_valid_after(datetime(2050, 1, 1, tzinfo=UTC))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .sign(keys[who], SHA256())
+        )
+
+    server = (
+        x509.CertificateBuilder()
+        .subject_name(name("office"))
+        .issuer_name(name("authority"))
+        .public_key(keys["server"].public_key())
+        .serial_number(2)
+        .not_valid_before(begins)
+        .not_valid_after(begins + timedelta(days=days))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False)
+        .sign(keys["ca"], SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    (folder / "ca.pem").write_bytes(ca("other" if stranger else "ca").public_bytes(pem))
+    (folder / "server.pem").write_bytes(
+        server.public_bytes(pem)
+        + keys["server"].private_bytes(
+            pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return folder / "ca.pem"
+
+
+@asynccontextmanager
+async def relay(folder: Path, base: str) -> AsyncIterator[str]:
+    """TLS before the office; yields its address."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem")
+    port = int(base.rsplit(":", 1)[1])
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            inner_reader, inner = await asyncio.open_connection("127.0.0.1", port)
+            inner.write(head)
+            writer.write(await inner_reader.read())
+            await writer.drain()
+            inner.close()
+        except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
+            pass
+        finally:
+            writer.close()
+            tasks.discard(task)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=context)
+    try:
+        yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for task in list(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await server.wait_closed()
+
+
+def over_tls(fleet: Any, base: str, ca: Path) -> None:
+    fleet.metadata._office = dataclasses.replace(fleet.source, base=base, tls=partial(tls_by, ca, fleet.time))
+
+
+async def test_dates_alone_have_a_name_of_their_own(fleet: Any, tmp_path: Path) -> None:
+    ca = make(tmp_path, begins=THEN, days=30)
+    async with relay(tmp_path, fleet.office.base) as base:
+        over_tls(fleet, base, ca)
+        assert await fleet.refused() == "tls_dates"
+    assert await fleet.alarms() == {"tls_dates"}
+    assert fleet.office.asked == []
+
+
+async def test_a_token_over_plain_http_opens_tls_again(fleet: Any, tmp_path: Path) -> None:
+    """By the clock the office's certificate is over; by the proved time it is good."""
+    fleet.world.now = THEN + timedelta(days=1)
+    fleet.policy = TimePolicy(built_at=THEN)
+    fleet.with_time = True
+    fleet.says_time(fleet.world.now)
+    await fleet.start_truck()
+    ca = make(tmp_path, begins=THEN, days=30)
+    async with relay(tmp_path, fleet.office.base) as base:
+        over_tls(fleet, base, ca)
+        # The world's metadata was signed later than that: its time lifts the floor above the certificate.
+        await fleet.refused()
+    assert fleet.time.proved == fleet.world.now
+    assert "director/2.root.json" in fleet.office.asked
+
+
+CASES: dict[str, tuple[datetime, dict[str, Any], str]] = {
+    "over by the proved time, too": (THEN + timedelta(days=60), {}, "tls_dates"),
+    "not good yet by the proved time": (THEN - timedelta(days=60), {}, "tls_dates"),
+    "by a stranger": (THEN + timedelta(days=1), {"stranger": True}, "office_unreached"),
+    "for another host": (THEN + timedelta(days=1), {"host": "127.0.0.2"}, "office_unreached"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_a_proved_time_opens_nothing_else(fleet: Any, tmp_path: Path, case: str) -> None:
+    proved, more, code = CASES[case]
+    ca = make(tmp_path, begins=THEN, days=30, **more)
+    fleet.time.prove(proved)
+    fleet.time.now = lambda: proved
+    async with relay(tmp_path, fleet.office.base) as base:
+        over_tls(fleet, base, ca)
+        assert await fleet.refused() == code
+    assert fleet.office.asked == []
+
+
+async def test_a_proved_time_within_the_dates(fleet: Any, tmp_path: Path) -> None:
+    ca = make(tmp_path, begins=THEN, days=30)
+    fleet.time.prove(THEN + timedelta(days=1))
+    fleet.time.now = lambda: THEN + timedelta(days=1)
+    async with relay(tmp_path, fleet.office.base) as base:
+        over_tls(fleet, base, ca)
+        await fleet.refused()
+    assert fleet.office.asked
+
+
+async def test_without_a_proof_the_clock_judges(fleet: Any, tmp_path: Path) -> None:
+    ca = make(tmp_path, begins=THEN, days=30, stranger=True)
+    async with relay(tmp_path, fleet.office.base) as base:
+        over_tls(fleet, base, ca)
+        # A stranger's certificate is no matter of dates: nobody is asked what time it is.
+        assert await fleet.refused() == "office_unreached"
