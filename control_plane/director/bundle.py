@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Self
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -22,6 +22,8 @@ from control_plane.storage.base import StoreUnavailable
 
 MOST_BUNDLE_BYTES = 1024 * 1024 * 1024
 MOST_MEMBERS = 20_000
+MOST_HEADER_BYTES = 64 * 1024
+PLAIN_TYPES = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE})
 NEXT_BYTES_WITHIN_S = 60.0
 CHUNK_BYTES = 256 * 1024
 
@@ -106,6 +108,17 @@ class Bundle:
             raise Invalid(f"the tar can't be read: {error}") from error
 
 
+class _Member(tarfile.TarInfo):
+    """Refuses headers with long content, which the library would read whole into memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        found = super().frombuf(buf, encoding, errors)
+        if found.type not in PLAIN_TYPES and found.size > MOST_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {found.size} bytes, at most {MOST_HEADER_BYTES} are read")
+        return found
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[Bundle]:
     """Open an uncompressed tar. Raises Invalid for anything but plain files with plain names.
@@ -113,7 +126,7 @@ def opened(path: Path) -> Iterator[Bundle]:
     Names may begin with `./`; a folder that holds them all (`public/`) is taken off.
     """
     try:
-        with path.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
+        with path.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:", tarinfo=_Member) as tar:
             yield Bundle(tar=tar, members=_members(tar))
     except (tarfile.TarError, EOFError, UnicodeError) as error:
         raise Invalid(

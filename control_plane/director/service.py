@@ -45,6 +45,7 @@ log = get_log("control_plane.director")
 KEEP_VERSIONS = 4
 """Of each truck: a verification that began before the newest was signed still finds its files."""
 MOST_HISTORY = 200
+SIGN_WITHIN_S = 10.0
 _LOCKS = 64
 
 
@@ -275,7 +276,10 @@ class DirectorService:
             )
 
         try:
-            made = await asyncio.to_thread(make)
+            async with asyncio.timeout(SIGN_WITHIN_S):
+                made = await asyncio.to_thread(make)
+        except TimeoutError as error:
+            raise Unavailable(f"the director's keys did not sign in {SIGN_WITHIN_S:.0f} s") from error
         except RepositoryTrouble as error:
             raise Unavailable(f"the director's keys can't be used: {error.message}") from error
         return SignedFiles(

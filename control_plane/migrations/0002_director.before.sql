@@ -104,10 +104,11 @@ CREATE TABLE director_metadata (
 );
 
 -- An alarm is one row from its first sight until it is acknowledged; after that it may come again.
--- about: tells alarms of one ECU apart (the attack that it reports), else empty.
+-- about: tells alarms of one ECU apart (the attack that it reports), else empty. It refers to the truck's row
+-- here, which whoever raises an alarm has locked: a reference to devices would lock that row after it.
 CREATE TABLE director_alarms (
     alarm_id        text PRIMARY KEY,
-    device_id       text NOT NULL REFERENCES devices ON DELETE CASCADE,
+    device_id       text NOT NULL REFERENCES director_vehicles ON DELETE CASCADE,
     alarm           text NOT NULL,
     serial          text NOT NULL DEFAULT '',
     about           text NOT NULL DEFAULT '',

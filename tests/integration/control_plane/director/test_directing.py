@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 from tuf.api.metadata import Metadata
 
+from control_plane.bus.base import BusMessage
 from control_plane.db import Database
+from control_plane.dead_letters.service import DeadLetterService
+from control_plane.director import service
 from control_plane.director.model import MOST_GAP
+from control_plane.dispatcher.service import CommandService
+from control_plane.event_processor.worker import EventProcessor
 from control_plane.http_app import serving
+from control_plane.loops import Wake
+from shared.backoff import Backoff
+from shared.ids import new_id
+from shared.messages import FromDevice, Hello
+from shared.topics import DEVICE_STATUS
 from shared.trust.uptane.matching import served_name
 from shared.trust.uptane.repository_edit import withdraw
 from shared.trust.uptane.steps import Wanted, drive
@@ -23,6 +34,15 @@ from shared.trust.uptane.verify import Outcome, verify
 from sim.uptane_world import BUILT_AT, UptaneWorld, image_bytes
 
 TRUCK = "truck-7"
+
+
+class _NoAir:
+    """A broker that nobody needs here."""
+
+    connected = True
+
+    async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        raise AssertionError(f"nothing is to be published, {topic} was")
 
 
 async def _ready(yard: Any, version: str = "1.1.0", counter: int = 2) -> Any:
@@ -119,6 +139,37 @@ async def test_an_office_restored_from_a_backup_goes_on_above_what_trucks_trust(
     assert again.store.director.timestamp == 4
 
 
+async def test_hello_tells_the_director_which_metadata_a_truck_trusts(yard: Any) -> None:
+    processor = EventProcessor(
+        db=yard.db,
+        devices=yard.devices,
+        jobs=yard.jobs,
+        commands=CommandService(yard.jobs, yard.devices, yard.firmwares, resend=Backoff(first_s=5, most_s=9)),
+        dead_letters=DeadLetterService(yard.db),
+        mqtt=_NoAir(),
+        metrics=yard.metrics,
+        outbox=Wake(),
+        dispatcher=Wake(),
+        director=yard.room.director,
+    )
+    hello = Hello(
+        online=True,
+        store_id="store-1",
+        agent_version="0.1.0",
+        metadata_versions={"director/root": 1, "director/timestamp": 41, "image/timestamp": 77},
+    )
+    outer = FromDevice(
+        device_id=TRUCK,
+        kind="hello",
+        payload=hello.to_json().decode("latin-1"),
+        received_at=datetime.now(UTC),
+    )
+    message = BusMessage(topic=DEVICE_STATUS.name, key=TRUCK, event_id=new_id(), payload=outer.to_json())
+    await processor.handle([message])
+    answer = await yard.truck.get(f"/repo/director/{TRUCK}/timestamp.json")
+    assert Metadata.from_bytes(answer.content).signed.version == 42
+
+
 async def test_a_report_of_a_smaller_version_lowers_nothing_and_a_mad_one_is_an_alarm(yard: Any) -> None:
     await _ready(yard)
     await yard.verify(yard.world.store())
@@ -168,6 +219,26 @@ async def test_a_captured_director_alone_installs_nothing_that_was_not_signed_of
     outcome = await yard.verify(yard.world.store())
     assert outcome.refused is not None
     assert (outcome.refused.code, outcome.selection) == ("target_not_found", None)
+
+
+async def test_keys_that_do_not_answer_are_not_waited_for_without_end(
+    yard: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+
+    def stuck(*_: Any, **__: Any) -> dict[str, bytes]:
+        released.wait(20)
+        return {}
+
+    monkeypatch.setattr(service, "direct", stuck)
+    monkeypatch.setattr(service, "SIGN_WITHIN_S", 0.05)
+    answer = await yard.truck.get(f"/repo/director/{TRUCK}/timestamp.json")
+    released.set()
+    assert (answer.status_code, answer.json()["retryable"]) == (503, True)
+    monkeypatch.undo()
+    # The version that was taken for it is never used.
+    answer = await yard.truck.get(f"/repo/director/{TRUCK}/timestamp.json")
+    assert Metadata.from_bytes(answer.content).signed.version == 2
 
 
 async def test_a_withdrawn_release_is_directed_no_more(yard: Any) -> None:

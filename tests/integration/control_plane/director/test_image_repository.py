@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import subprocess
 import tarfile
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -190,6 +193,8 @@ TARS = {
     "an absolute name": _tar((_member("/timestamp.json"), b"{}")),
     "a device": _tar((_member("timestamp.json", tarfile.CHRTYPE), b"")),
     "a name twice": _tar((_member("a"), b"1"), (_member("./a"), b"2")),
+    "a header without end": _tar((_member("x", tarfile.XHDTYPE), b"9 a=b\n" * 20_000)),
+    "a name without end": _tar((_member("x", tarfile.GNUTYPE_LONGNAME), b"n" * 100_000)),
     "cut in its middle": _tar((_member("timestamp.json"), b"x" * 4000))[:2000],
 }
 
@@ -201,7 +206,26 @@ async def test_a_tar_with_anything_but_plain_files_is_refused(
     answer = await yard.operator.post("/api/v1/image-repository", content=TARS[name])
     assert answer.status_code == 422, answer.text
     assert answer.json()["code"] in {"invalid", "metadata_missing", "metadata_unreadable"}
+    assert ("a header of" in answer.json()["detail"]) == ("without end" in name)
     assert list(files.incoming.folder.iterdir()) == []
+
+
+async def test_what_the_tar_command_packs_is_read(yard: Any, tmp_path: Path) -> None:
+    yard.world.release("1.1.0", 2)
+    for name, raw in _image_files(yard).items():
+        place = tmp_path / "public" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(raw)
+    for arguments in (
+        ["-C", str(tmp_path / "public"), "-cf", "-", "."],
+        ["-C", str(tmp_path), "-cf", "-", "public"],
+    ):
+        made = await asyncio.to_thread(
+            subprocess.run, ["tar", *arguments], check=True, capture_output=True, timeout=30
+        )
+        answer = await yard.operator.post("/api/v1/image-repository", content=made.stdout)
+        assert answer.status_code in {200, 201}, answer.text
+    assert answer.status_code == 200
 
 
 async def test_too_large_a_bundle_is_refused_while_it_comes(

@@ -44,7 +44,7 @@ def config(tmp_path: Path) -> OfficeConfig:
     )
 
 
-async def test_the_office_directs_hears_versions_and_shows_alarms(
+async def test_the_office_directs_and_shows_alarms(
     config: OfficeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with Office(config) as office, httpx.AsyncClient(base_url=office.url, trust_env=False) as http:
@@ -54,9 +54,9 @@ async def test_the_office_directs_hears_versions_and_shows_alarms(
         made = await http.post(f"/api/v1/devices/{TRUCK}/enrolment-tokens", json={}, headers=admin)
         token = secrets.token_urlsafe(32)
         enrolled = await http.post(
-            "/api/v1/enrol",
+            "/api/v1/enrolments",
             json={
-                "enrolment_token": made.json()["enrolment_token"],
+                "enrolment_token": made.json()["token"],
                 "http_token": token,
                 "mqtt_password": secrets.token_urlsafe(32),
             },
