@@ -36,7 +36,7 @@ def test_a_kill_at_any_line_leaves_old_or_new(said: Any, writer: str) -> None:
     assert len(kills) > 10
     # Once it is new it stays new: the rename is the one moment.
     turned = kills.index("new")
-    assert 0 < turned
+    assert turned > 0
     assert kills == ["old"] * turned + ["new"] * (len(kills) - turned)
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import msgspec
+
 from edge_agent import known_images, manifest_key, manifest_state, safe_files, trust_files, trust_store
 from edge_agent.manifest_key import load_or_make_key
 from edge_agent.manifest_state import ManifestState
@@ -151,7 +153,8 @@ def main(root: Path) -> None:
     trust_store._write(before, old)
     TrustFiles(before).keep(kept)
     manifest_state._write(
-        before / "manifest.json", sealed(manifest_state.msgspec.json.encode(manifest_state.State(store_id="a", seq=1)))
+        before / "manifest.json",
+        sealed(msgspec.json.encode(manifest_state.State(store_id="a", seq=1))),
     )
     writers: dict[str, tuple[Path, Callable[[], Any], Callable[[], str]]] = {
         "store": (before, lambda: trust_store._write(folder, outcome.store), store_says),
@@ -159,16 +162,12 @@ def main(root: Path) -> None:
         "selection": (before, lambda: TrustFiles(folder).keep(newer), selection_says),
         "manifest state": (
             before,
-            lambda: manifest_state._write(
-                folder / "manifest.json", sealed(manifest_state.msgspec.json.encode(state))
-            ),
+            lambda: manifest_state._write(folder / "manifest.json", sealed(msgspec.json.encode(state))),
             state_says,
         ),
         "known images": (
             before,
-            lambda: known_images._write(
-                folder / "known.json", sealed(manifest_state.msgspec.json.encode([spec]))
-            ),
+            lambda: known_images._write(folder / "known.json", sealed(msgspec.json.encode([spec]))),
             known_says,
         ),
         "key": (empty, lambda: load_or_make_key(folder), key_says),

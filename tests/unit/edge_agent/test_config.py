@@ -18,6 +18,7 @@ from firmware_flashers.registry import EcuSettings
 from firmware_flashers.uds_profile import UdsProfile
 from shared.errors import ConfigError
 from shared.trust.keys import new_key
+from sim.uptane_world import UptaneWorld
 
 GOOD = """
 data_dir = "data"
@@ -358,6 +359,9 @@ def test_the_example_is_a_whole_configuration_but_for_its_files(folder: Path) ->
     (folder / "office-ca.pem").touch()
     (folder / "proxy.secret").touch(mode=0o600)
     (folder / "proxy.secret").write_text("truck:secret")
+    world = UptaneWorld()
+    (folder / "director.root.json").write_bytes(world.director.published["1.root.json"])
+    (folder / "image.root.json").write_bytes(world.image.published["1.root.json"])
     assert ecus(load(folder, uncommented))[0].profile.timing.boot_s == 30.0
 
 

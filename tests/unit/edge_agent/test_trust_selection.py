@@ -11,7 +11,7 @@ import pytest
 
 from edge_agent.errors import DocumentMismatch, UnknownComponent
 from edge_agent.known_images import KnownImages
-from edge_agent.selection import TrustedTarget, TruckEcu, TruckEcus, targets_of
+from edge_agent.selection import TruckEcu, TruckEcus, TrustedTarget, targets_of
 from edge_agent.trust_files import selection_id
 from shared.messages import CommandTarget, Installed
 from shared.release import FirmwareSpec, Incompatible
@@ -37,9 +37,7 @@ def selection() -> Selection:
 def ecus(selection: Selection) -> TruckEcus:
     return TruckEcus(
         ecus=tuple(
-            TruckEcu(
-                component=f"c{n}", serial=one.ecu.serial, kind=one.ecu.kind, hardware=one.ecu.hardware
-            )
+            TruckEcu(component=f"c{n}", serial=one.ecu.serial, kind=one.ecu.kind, hardware=one.ecu.hardware)
             for n, one in enumerate(selection.assignments)
         ),
         gateway=GATEWAY,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,9 +21,7 @@ from sim.uptane_world import BUILT_AT, NOW, UptaneWorld
 @pytest.fixture(scope="module")
 def roots() -> Roots:
     world = UptaneWorld()
-    return Roots(
-        director=world.director.published["1.root.json"], image=world.image.published["1.root.json"]
-    )
+    return Roots(director=world.director.published["1.root.json"], image=world.image.published["1.root.json"])
 
 
 async def test_a_new_truck_trusts_its_two_roots(tmp_path: Path, roots: Roots) -> None:
@@ -70,7 +69,7 @@ async def test_all_at_once_lose_nothing(tmp_path: Path, roots: Roots) -> None:
     assert (await TrustKeeper.open(tmp_path, roots)).store.counters == {f"SN-{n}": n + 1 for n in range(8)}
 
 
-DAMAGE = {
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda raw: b"",
     "cut": lambda raw: raw[:-1],
     "longer": lambda raw: raw + b" ",
@@ -132,7 +131,7 @@ async def test_synced_before_it_has_its_name_and_the_name_after(
     fsync, replace = os.fsync, Path.replace
 
     def synced(descriptor: int) -> None:
-        done.append("sync " + Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        done.append("sync " + Path(f"/proc/self/fd/{descriptor}").readlink().name)
         fsync(descriptor)
 
     def renamed(path: Path, to: Path) -> Path:

@@ -1,8 +1,9 @@
-"""The attack table where I/O matters, from a real socket: nothing accepted, the store whole, an alarm by name."""
+"""The attack table where I/O matters, on a real socket: nothing accepted, the store whole, alarms by name."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -111,8 +112,6 @@ def _silent(fleet: Any) -> None:
 
 
 def _impatient(fleet: Any, **limits: float) -> Any:
-    import dataclasses
-
     return dataclasses.replace(fleet.source, limits=FetchLimits(**limits))
 
 
@@ -294,6 +293,7 @@ async def test_a_month_ahead_is_put_right_by_a_token(fleet: Any) -> None:
     # And it goes on by the clock that nobody sets.
     fleet.boot += 60.0
     assert fleet.time.now() == fleet.world.now + timedelta(seconds=60)
+    assert TrustedStore.load(fleet.on_disk()).times["director/time"] == fleet.world.now
     assert await fleet.alarms() == set()
 
 
@@ -373,9 +373,7 @@ async def test_a_begun_flash_is_finished_although_the_store_is_damaged(fleet: An
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-async def test_a_full_disk_trusts_nothing_new(
-    fleet: Any, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
+async def test_a_full_disk_trusts_nothing_new(fleet: Any, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     before = fleet.on_disk()
 
     def full(*_: object) -> None:
@@ -480,8 +478,6 @@ async def test_a_selection_that_is_not_there(fleet: Any, name: str) -> None:
 
 
 async def test_an_ecu_that_was_changed_since_begins_nothing(fleet: Any) -> None:
-    import dataclasses
-
     done = await fleet.metadata.refresh()
     other = dataclasses.replace(fleet.vehicle.ecus[0], hardware="H9")
     fleet.vehicle = dataclasses.replace(fleet.vehicle, ecus=(other, *fleet.vehicle.ecus[1:]))
@@ -491,8 +487,6 @@ async def test_an_ecu_that_was_changed_since_begins_nothing(fleet: Any) -> None:
 
 
 async def test_a_swapped_kept_selection_is_not_what_its_files_select(fleet: Any) -> None:
-    import dataclasses
-
     done = await fleet.metadata.refresh()
     kept = fleet.files.load(done.selection_id)
     await fleet.renew("1.2.0", 3)
@@ -562,6 +556,10 @@ def _pipe(folder: Path) -> None:
     os.mkfifo(path)
 
 
+def _huge(folder: Path) -> None:
+    (folder / "image" / "timestamp.json").write_bytes(b" " * 1_000_000)
+
+
 STICKS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a link out of the stick": (_escaping_link, "metadata_unreadable"),
     "a pipe": (_pipe, "metadata_unreadable"),
@@ -570,7 +568,7 @@ STICKS: dict[str, tuple[Callable[[Path], None], str]] = {
         "metadata_missing",
     ),
     "a file that never ends": (
-        lambda folder: (folder / "image" / "timestamp.json").write_bytes(b" " * 1_000_000),
+        _huge,
         "metadata_too_large",
     ),
 }

@@ -22,6 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from edge_agent.trusted_time import tls_by
 from shared.trust.uptane.time_policy import TimePolicy
+from sim.uptane_world import UptaneWorld
 
 THEN = datetime(2020, 6, 1, tzinfo=UTC)
 """A time that is over for every machine that runs this: certificates of then have expired on its clock."""
@@ -31,7 +32,9 @@ def name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
-def make(folder: Path, *, begins: datetime, days: int, host: str = "127.0.0.1", stranger: bool = False) -> Path:
+def make(
+    folder: Path, *, begins: datetime, days: int, host: str = "127.0.0.1", stranger: bool = False
+) -> Path:
     """An authority and a server's certificate; returns the file of the authority that is believed."""
     keys = {who: ec.generate_private_key(ec.SECP256R1()) for who in ("ca", "other", "server")}
 
@@ -56,16 +59,16 @@ def make(folder: Path, *, begins: datetime, days: int, host: str = "127.0.0.1", 
         .serial_number(2)
         .not_valid_before(begins)
         .not_valid_after(begins + timedelta(days=days))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False
+        )
         .sign(keys["ca"], SHA256())
     )
     pem = serialization.Encoding.PEM
     (folder / "ca.pem").write_bytes(ca("other" if stranger else "ca").public_bytes(pem))
     (folder / "server.pem").write_bytes(
         server.public_bytes(pem)
-        + keys["server"].private_bytes(
-            pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        + keys["server"].private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return folder / "ca.pem"
 
@@ -120,19 +123,23 @@ async def test_dates_alone_have_a_name_of_their_own(fleet: Any, tmp_path: Path) 
 
 
 async def test_a_token_over_plain_http_opens_tls_again(fleet: Any, tmp_path: Path) -> None:
-    """By the clock the office's certificate is over; by the proved time it is good."""
-    fleet.world.now = THEN + timedelta(days=1)
-    fleet.policy = TimePolicy(built_at=THEN)
-    fleet.with_time = True
-    fleet.says_time(fleet.world.now)
-    await fleet.start_truck()
+    """By the clock the office's certificate is over; by the proved time it is good, and so is the rest."""
+    world = UptaneWorld(now=THEN + timedelta(days=1))
+    world.direct(world.release("1.1.0", 2))
+    then = type(fleet)(world, tmp_path / "then")
+    then.policy = TimePolicy(built_at=THEN)
+    then.wall = datetime.now(UTC)
+    then.with_time = True
+    then.says_time(world.now)
+    await then.office.start()
+    await then.start_truck()
     ca = make(tmp_path, begins=THEN, days=30)
-    async with relay(tmp_path, fleet.office.base) as base:
-        over_tls(fleet, base, ca)
-        # The world's metadata was signed later than that: its time lifts the floor above the certificate.
-        await fleet.refused()
-    assert fleet.time.proved == fleet.world.now
-    assert "director/2.root.json" in fleet.office.asked
+    async with relay(tmp_path, then.office.base) as base:
+        over_tls(then, base, ca)
+        assert await then.refused() is None
+    assert then.time.proved == world.now
+    assert await then.alarms() == set()
+    await then.office.stop()
 
 
 CASES: dict[str, tuple[datetime, dict[str, Any], str]] = {

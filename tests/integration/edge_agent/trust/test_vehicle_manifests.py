@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from edge_agent.errors import StoreFailed
 from edge_agent.manifest_key import PRIVATE, PUBLIC, load_or_make_key
-from edge_agent.manifest_state import MOST_ALARMS, STATE_LOST
+from edge_agent.manifest_state import MOST_ALARMS, STATE_LOST, State
 from shared.errors import ConfigError
 from shared.messages import Installed
 from shared.trust.keys import load_public
@@ -42,6 +43,10 @@ async def until(so: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
         while not so():
             await asyncio.sleep(0.005)
+
+
+def _has(fleet: Any, manifests: int) -> bool:
+    return len(fleet.office.manifests) == manifests
 
 
 async def test_what_the_ecus_say_is_what_the_office_reads(fleet: Any) -> None:
@@ -86,10 +91,10 @@ async def test_one_at_each_start_and_one_after_each_update(fleet: Any) -> None:
     for n in range(3):
         await fleet.start_truck()
         async with sending(fleet):
-            await until(lambda n=n: len(fleet.office.manifests) == 2 * n + 1)
+            await until(partial(_has, fleet, 2 * n + 1))
             await until(lambda: fleet.state.state.unsent is None)
             fleet.manifests.update_ended()
-            await until(lambda n=n: len(fleet.office.manifests) == 2 * n + 2)
+            await until(partial(_has, fleet, 2 * n + 2))
             await until(lambda: fleet.state.state.unsent is None)
     # Every one is new to the office, over restarts, too.
     assert [fleet.judge(one).alarms for one in fleet.office.manifests] == [()] * 6
@@ -253,9 +258,7 @@ def test_a_key_that_is_not_ours_to_use(tmp_path: Path, spoil: str) -> None:
     assert path.read_bytes() == before
 
 
-def test_the_state_is_json_that_an_older_agent_reads(fleet: Any) -> None:
+def test_the_state_is_json_that_an_older_agent_reads() -> None:
     """Unknown fields are passed over, so that yesterday's agent can return."""
-    from edge_agent.manifest_state import State
-
     raw = msgspec.json.encode({"v": 1, "store_id": "a", "seq": 3, "later": [1]})
     assert msgspec.json.decode(raw, type=State).seq == 3

@@ -31,7 +31,8 @@ def test_every_refusal_is_in_the_table() -> None:
 
 
 def test_every_attack_of_the_standard_has_a_row() -> None:
-    assert {row[3] for row in ROWS} - {""} == set(Attack)
+    # Time is no matter of pure checks: whoever drives them refuses what comes too slowly.
+    assert {row[3] for row in ROWS} - {""} == set(Attack) - {Attack.SLOW_RETRIEVAL}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
