@@ -131,6 +131,9 @@ class Folder:
         self._folder = folder
         self._kill = kill
 
+    async def note_installed(self, component: str, sha256: str) -> None:
+        """Nothing is remembered: this download needs no delta."""
+
     async def fetch(
         self,
         url: str,
@@ -139,6 +142,7 @@ class Folder:
         length: int,
         keep: Collection[str] = (),
         progress: Callable[[int, int], None] = lambda _done, _total: None,
+        **_more: object,
     ) -> Path:
         data = Path(url).read_bytes()
         path = self._folder / sha256

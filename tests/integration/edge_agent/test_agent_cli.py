@@ -19,11 +19,11 @@ from shared.trust.keys import new_key
 def _logs_as_before() -> Iterator[None]:
     """`agent run` sends all logs of its process to stderr, which here is only borrowed."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, level, configured = root.handlers[:], root.level, structlog.get_config()
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    structlog.reset_defaults()
+    structlog.configure(**configured)
 
 
 @pytest.fixture
