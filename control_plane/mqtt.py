@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -129,6 +130,8 @@ class Mqtt:
             max_queued_incoming_messages=MOST_WAITING,
             max_inflight_messages=self._most_inflight,
             max_concurrent_outgoing_calls=self._most_inflight,
+            # The end of a longer message would wait for the broker's delayed ACK, 40 ms.
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
         )
         client.pending_calls_threshold = self._most_inflight
         # aiomqtt acknowledges before its caller sees a message and has no switch for that; paho has.

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import logging
 import math
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ CONNECT_TIMEOUT_S = 10.0
 CONNACK_WITHIN_S = 20.0
 GOODBYE_WITHIN_S = 3.0
 LAST_WORD_S = 0.2
+NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+"""A message longer than a segment would wait for the other end's delayed ACK, 40 ms, at its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +110,7 @@ async def connect(broker: Broker, will: Will) -> AsyncIterator[Connection]:
         timeout=CONNACK_WITHIN_S,
         max_queued_incoming_messages=MOST_WAITING,
         tls_context=broker.tls,
+        socket_options=[NO_DELAY],
         will=aiomqtt.Will(will.topic, will.payload, qos=1, retain=True),
         logger=logging.getLogger("edge_agent.mqtt"),
     )

@@ -21,7 +21,7 @@ from cli.benches.report import Row, within
 from control_plane.embedded.nats import EmbeddedNats, office_user, truck_user
 from edge_agent.errors import OutboxFull
 from edge_agent.journal import Change, Entry, Report
-from edge_agent.mqtt_connection import Broker
+from edge_agent.mqtt_connection import NO_DELAY, Broker
 from edge_agent.mqtt_link import MOST_IN_BATCH, MqttLink
 from edge_agent.queue_bounds import QueueLimits
 from edge_agent.store import Store
@@ -143,7 +143,12 @@ async def _drain(folder: Path) -> float:
 async def _office(port: int, password: str) -> AsyncIterator[None]:
     """Acknowledges every batch as soon as it is read."""
     async with aiomqtt.Client(
-        "127.0.0.1", port, username="office", password=password, identifier=f"office-{new_id()}"
+        "127.0.0.1",
+        port,
+        username="office",
+        password=password,
+        identifier=f"office-{new_id()}",
+        socket_options=[NO_DELAY],
     ) as client:
         await client.subscribe(topics.status(DEVICE, "update"), qos=1)
 
