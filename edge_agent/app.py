@@ -26,6 +26,7 @@ from edge_agent.counters import Counters
 from edge_agent.downloader import Downloader
 from edge_agent.enrol import Enrolled, who_we_are
 from edge_agent.inbox import FEATURES
+from edge_agent.kept import KeptImages
 from edge_agent.liveness import Live, write_live
 from edge_agent.mqtt_connection import Broker
 from edge_agent.mqtt_link import MqttLink
@@ -133,6 +134,7 @@ async def _assemble(
         vehicle=_vehicle(config, clock),
         policy=config.policy,
         clock=clock,
+        kept=KeptImages(places.images),
         kill_point=kill_point,
     )
     link = MqttLink(

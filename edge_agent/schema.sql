@@ -52,3 +52,17 @@ CREATE TABLE outbox (
     body       TEXT NOT NULL
 ) STRICT;
 CREATE INDEX outbox_by_job ON outbox (job_id, attempt, step);
+
+-- migration: 2
+-- Samples until the broker has them, in blocks: one row for what came in some seconds.
+CREATE TABLE telemetry (
+    place   INTEGER PRIMARY KEY AUTOINCREMENT,
+    samples INTEGER NOT NULL,
+    body    TEXT NOT NULL
+) STRICT;
+
+-- migration: 3
+-- `release` is how far a job of several targets is (JSON of edge_agent.release.Release); `restarts` counts
+-- starts of the agent that found the attempt where the one before had left it.
+ALTER TABLE journal ADD COLUMN release TEXT;
+ALTER TABLE journal ADD COLUMN restarts INTEGER NOT NULL DEFAULT 0;
