@@ -6,17 +6,19 @@ Every act may be repeated from its start after a crash at any moment. Errors bec
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Protocol, assert_never
+from typing import assert_never
 
 from edge_agent.clock import Clock
-from edge_agent.errors import ImageMissing, LinkLost, OverBudget, UnknownComponent, UrlExpired
+from edge_agent.ecus import ComponentAccess, Ecus, Limits, holds, result_of, runs
+from edge_agent.errors import ImageMissing, LinkLost, OverBudget, UrlExpired
 from edge_agent.interlocks import Interlocks
 from edge_agent.journal import Entry, error_of
+from edge_agent.kept import KeptImages
+from edge_agent.release_acts import ReleaseActs
+from edge_agent.release_plan import Planner
+from edge_agent.tools import Downloader, OnStep, Tools, keep_image, watched_stage
 from edge_agent.update_events import (
     Act,
     Activated,
@@ -34,69 +36,21 @@ from edge_agent.update_events import (
     Verified,
 )
 from edge_agent.verifier import Verifier
-from edge_agent.watch import watched
-from firmware_flashers.base import Flasher, FlashError, Identity, NoAnswer, NotNow, NotProved
-from shared.errors import BadMessage, OtaError
+from firmware_flashers.base import FlashError, NotNow
+from shared.errors import OtaError
 from shared.logs import get_log
-from shared.messages import CommandTarget, Delta, Installed, TargetResult
-from shared.release import FirmwareSpec, Incompatible
+from shared.messages import Installed
+from shared.release import FirmwareSpec
 from shared.states import Step
 from shared.trust.document import WrongImage
 
+__all__ = ["Acts", "ComponentAccess", "Downloader", "Limits"]
+
 log = get_log("edge_agent.acts")
-
-OnStep = Callable[[str, int, int], None]
-"""Takes a step's name and bytes done and in all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComponentAccess:
-    """How to reach one component, and what it is by the truck's configuration."""
-
-    kind: str
-    hardware: str
-    open: Callable[[], AbstractAsyncContextManager[Flasher]]
-
-
-class Downloader(Protocol):
-    """Brings an image to the disk; see `edge_agent.downloader`."""
-
-    async def fetch(
-        self,
-        url: str,
-        *,
-        sha256: str,
-        length: int,
-        keep: Collection[str] = (),
-        progress: Callable[[int, int], None] = ...,
-        job_id: str = "",
-        urgent: bool = False,
-        delta: Delta | None = None,
-    ) -> Path:
-        """Raises LinkLost, UrlExpired, NoRoom, OverBudget and WrongImage; resumes by itself."""
-        ...
-
-    async def note_installed(self, component: str, sha256: str) -> None:
-        """The component runs this image now."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How long an ECU's steps may take at the most, in seconds; a flasher's own time-outs are shorter.
-
-    `watch_s` parts two looks at the interlocks while an image is written.
-    """
-
-    identify_s: float = 60.0
-    stage_s: float = 2 * 3600.0
-    activate_s: float = 300.0
-    check_s: float = 600.0
-    watch_s: float = 1.0
 
 
 class Acts:
-    """Performs acts. One ECU is spoken to at a time."""
+    """Performs acts, of an update of one ECU here and of several in `release_acts`."""
 
     def __init__(
         self,
@@ -107,22 +61,41 @@ class Acts:
         interlocks: Interlocks,
         clock: Clock,
         limits: Limits,
+        kept: KeptImages | None,
+        planner: Planner,
+        journal_id: str,
     ) -> None:
         self._downloader = downloader
         self._verifier = verifier
-        self._components = components
         self._interlocks = interlocks
         self._clock = clock
         self._limits = limits
-        self._bus = asyncio.Lock()
-        self._seen: dict[str, Installed] = {}
+        self._kept = kept
+        self._ecus = Ecus(components, limits)
+        self._several = ReleaseActs(
+            Tools(
+                ecus=self._ecus,
+                downloader=downloader,
+                verifier=verifier,
+                kept=kept,
+                planner=planner,
+                unsafe=self._unsafe,
+                clock=clock,
+                limits=limits,
+                journal_id=journal_id,
+            )
+        )
 
     async def perform(
         self, act: Act, entry: Entry, *, keep: Collection[str], takes_over: bool, on_step: OnStep
     ) -> Event:
         """Do it; never raises but for a cancellation. `keep`: hashes of images that others need."""
-        changes = act in {Act.FLASH, Act.ACTIVATE}
+        changes = act in {Act.FLASH, Act.ACTIVATE, Act.CONFIRM, Act.RESTORE}
         try:
+            if self._kept is not None:
+                keep = {*keep, *await self._kept.hashes()}
+            if entry.is_release:
+                return await self._perform_several(act, entry, keep, on_step)
             match act:
                 case Act.LOOK:
                     return await self._look(entry)
@@ -138,14 +111,15 @@ class Acts:
                     return await self._activate(entry)
                 case Act.CHECK:
                     return await self._check(entry)
-                case Act.NOTHING:
-                    raise ValueError("an update that ended has no act")  # noqa: TRY301
+                case Act.CONFIRM | Act.RESTORE | Act.NOTHING:
+                    raise ValueError(f"an update of one ECU has no act {act}")  # noqa: TRY301
                 case _:
                     assert_never(act)
         except UrlExpired:
             return NeedsUrl()
         except OtaError as error:
-            return _fault_of(act, error)
+            touched = entry.is_release and changes and isinstance(error, FlashError) and error.touched
+            return _fault_of(act, error, touched=touched)
         except Exception as error:
             # One unforeseen error must neither stop the loop nor leave an ECU behind.
             log.exception("acts.failed", act=act, job_id=entry.job_id)
@@ -153,42 +127,52 @@ class Acts:
             return Fault(error=error_of(wrapped), touched=changes)
 
     async def installed(self) -> list[Installed]:
-        """What every component says it holds. While an ECU is being flashed: what was seen last.
+        """What every component says it holds; see Ecus."""
+        return await self._ecus.installed()
 
-        A component that can't answer is left out, with a log line.
-        """
-        for component, access in self._components.items():
-            if self._bus.locked():
-                break
-            try:
-                async with self._reach(access, self._limits.identify_s) as flasher:
-                    await self._identify(component, flasher)
-            except OtaError as error:
-                self._seen.pop(component, None)
-                log.warning("acts.component_silent", component=component, why=error.message)
-            except Exception:
-                self._seen.pop(component, None)
-                log.exception("acts.component_failed", component=component)
-        return [self._seen[component] for component in self._components if component in self._seen]
+    async def _perform_several(self, act: Act, entry: Entry, keep: Collection[str], on_step: OnStep) -> Event:
+        match act:
+            case Act.LOOK:
+                return await self._several.look(entry)
+            case Act.DOWNLOAD:
+                return await self._several.download(entry, keep, on_step)
+            case Act.VERIFY:
+                return await self._several.verify(entry)
+            case Act.ASK:
+                return self._outside_window(entry) or await self._several.ask(entry)
+            case Act.FLASH:
+                return await self._several.flash(entry, on_step)
+            case Act.ACTIVATE:
+                return await self._several.activate(entry)
+            case Act.CHECK:
+                return await self._several.check(entry)
+            case Act.CONFIRM:
+                return await self._several.confirm(entry, on_step)
+            case Act.RESTORE:
+                return await self._several.restore(entry, on_step)
+            case Act.NOTHING:
+                raise ValueError("an update that ended has no act")
+            case _:
+                assert_never(act)
 
     # --- the acts -----------------------------------------------------------------------------
 
     async def _look(self, entry: Entry) -> Event:
         target = entry.target
-        access = self._access(target)
+        access = self._ecus.access(target.component)
         spec = self._verifier.check_target(target, kind=access.kind, hardware=access.hardware)
         try:
-            async with self._reach(access, self._limits.identify_s) as flasher:
-                identity = await self._identify(target.component, flasher)
+            async with self._ecus.reach(target.component, self._limits.identify_s) as flasher:
+                identity = await self._ecus.identify(target.component, flasher)
         except FlashError as error:
             # It may sleep: what it is will be asked again before it is flashed.
             log.warning("acts.component_silent", component=target.component, why=error.message)
             return Fits()
-        _check_identity(target.component, access, identity)
-        if _holds(identity, spec) and not identity.in_bootloader:
+        self._ecus.check(target.component, identity)
+        if runs(identity, spec):
             await self._verifier.ran(target.component, spec)
             await self._downloader.note_installed(target.component, spec.sha256)
-            return Holds(_result(target.component, spec))
+            return Holds(result_of(target.component, spec))
         return Fits()
 
     async def _download(self, entry: Entry, keep: Collection[str], on_step: OnStep) -> Event:
@@ -211,7 +195,8 @@ class Acts:
         return Verified()
 
     async def _ask(self, entry: Entry, takes_over: bool) -> Event:
-        unsafe = self._outside_window(entry) or await self._unsafe(entry, begun=False)
+        component = entry.target.component
+        unsafe = self._outside_window(entry) or await self._unsafe(entry, component, begun=False)
         if unsafe is not None:
             return unsafe
         await self._check_again(entry)
@@ -219,34 +204,30 @@ class Acts:
 
     async def _flash(self, entry: Entry, on_step: OnStep) -> Event:
         target = entry.target
-        access = self._access(target)
         image = await self._verifier.load(_image_path(entry), target, self._signed(entry))
         # Asked once more, since loading took its time and a repeat comes here directly.
-        unsafe = await self._unsafe(entry, begun=entry.touched)
+        unsafe = await self._unsafe(entry, target.component, begun=entry.touched)
         if unsafe is not None:
             return unsafe
         touched = False
         try:
-            async with self._reach(access, self._limits.stage_s) as flasher:
-                identity = await self._identify(target.component, flasher)
-                _check_identity(target.component, access, identity)
-                if _holds(identity, image.spec):
-                    return (
-                        Staged() if identity.in_bootloader else Holds(_result(target.component, image.spec))
-                    )
+            async with self._ecus.reach(target.component, self._limits.stage_s) as flasher:
+                identity = await self._ecus.known(target.component, flasher)
+                if holds(identity, image.spec):
+                    if identity.in_bootloader:
+                        return Staged()
+                    return Holds(result_of(target.component, image.spec))
                 # The last moment before the first erase: the ECU took its time to say who it is.
-                unsafe = await self._unsafe(entry, begun=entry.touched)
+                unsafe = await self._unsafe(entry, target.component, begun=entry.touched)
                 if unsafe is not None:
                     return unsafe
                 touched = True
-                stage = flasher.stage(
-                    image, progress=lambda at: on_step(at.step, at.done_bytes, at.total_bytes)
-                )
-                unsafe = await watched(
-                    stage,
-                    lambda: self._unsafe(entry, begun=True),
+                unsafe = await watched_stage(
+                    flasher,
+                    image,
+                    on_step,
+                    look=lambda: self._unsafe(entry, target.component, begun=True),
                     every_s=self._limits.watch_s,
-                    may_suspend=flasher.capabilities.slots > 1,
                 )
                 if unsafe is not None:
                     return unsafe
@@ -257,10 +238,11 @@ class Acts:
         return Staged()
 
     async def _activate(self, entry: Entry) -> Event:
-        unsafe = await self._unsafe(entry, begun=True)
+        component = entry.target.component
+        unsafe = await self._unsafe(entry, component, begun=True)
         if unsafe is not None:
             return unsafe
-        async with self._reach(self._access(entry.target), self._limits.activate_s) as flasher:
+        async with self._ecus.reach(component, self._limits.activate_s) as flasher:
             await flasher.activate()
         return Activated()
 
@@ -268,47 +250,24 @@ class Acts:
         target = entry.target
         spec = self._signed(entry)
         image = await self._verifier.load(_image_path(entry), target, spec)
-        async with self._reach(self._access(target), self._limits.check_s) as flasher:
-            identity = await flasher.verify(image)
-            self._remember(target.component, identity)
-            if not _holds(identity, spec) or identity.in_bootloader:
-                raise NotProved(
-                    f"{target.component} says version {identity.version}, sha256 {identity.sha256}, "
-                    f"in bootloader: {identity.in_bootloader}"
-                )
+        async with self._ecus.reach(target.component, self._limits.check_s) as flasher:
+            await self._ecus.proved(target.component, flasher, image)
             await flasher.confirm()
         await self._verifier.ran(target.component, spec)
         await self._downloader.note_installed(target.component, spec.sha256)
-        return Proved(_result(target.component, spec))
+        await keep_image(self._kept, target, entry.image)
+        return Proved(result_of(target.component, spec))
 
     # --- what they share ----------------------------------------------------------------------
 
-    def _access(self, target: CommandTarget) -> ComponentAccess:
-        access = self._components.get(target.component)
-        if access is None:
-            raise UnknownComponent(f"this truck has no component {target.component!r}")
-        return access
-
-    @asynccontextmanager
-    async def _reach(self, access: ComponentAccess, limit_s: float) -> AsyncIterator[Flasher]:
-        """One ECU at a time, for so long at the most. Raises NoAnswer when it takes longer."""
-        async with self._bus:
-            try:
-                async with asyncio.timeout(limit_s), access.open() as flasher:
-                    yield flasher
-            except TimeoutError as error:
-                raise NoAnswer(f"the ECU was not ready after {limit_s:g} s") from error
-
     def _signed(self, entry: Entry) -> FirmwareSpec:
-        access = self._access(entry.target)
+        access = self._ecus.access(entry.target.component)
         return self._verifier.check_target(
             entry.target, kind=access.kind, hardware=access.hardware, begun=entry.touched
         )
 
-    async def _unsafe(self, entry: Entry, *, begun: bool) -> Unsafe | None:
-        no = await self._interlocks.against(
-            component=entry.target.component, job_id=entry.job_id, begun=begun
-        )
+    async def _unsafe(self, entry: Entry, component: str, *, begun: bool) -> Unsafe | None:
+        no = await self._interlocks.against(component=component, job_id=entry.job_id, begun=begun)
         return None if no is None else Unsafe(no.why)
 
     def _outside_window(self, entry: Entry) -> Unsafe | None:
@@ -320,53 +279,11 @@ class Acts:
             return Unsafe(f"the window for flashing opens at {window.opens_at.isoformat()}")
         return Unsafe(f"the window for flashing closed at {window.closes_at.isoformat()}")
 
-    async def _identify(self, component: str, flasher: Flasher) -> Identity:
-        try:
-            async with asyncio.timeout(self._limits.identify_s):
-                identity = await flasher.identify()
-        except TimeoutError as error:
-            raise NoAnswer(f"{component} did not say who it is", touched=False) from error
-        self._remember(component, identity)
-        return identity
-
-    def _remember(self, component: str, identity: Identity) -> None:
-        said = Installed(
-            component=component,
-            kind=identity.kind,
-            hardware=identity.hardware,
-            version=identity.version,
-            sha256=identity.sha256,
-            in_bootloader=identity.in_bootloader,
-        )
-        try:
-            self._seen[component] = Installed.from_obj(said.to_obj())
-        except BadMessage as error:
-            # One ECU's strange word must not make the whole manifest unreadable.
-            self._seen.pop(component, None)
-            log.warning("acts.identity_unreadable", component=component, why=error.message)
-
 
 def _image_path(entry: Entry) -> Path:
     if entry.image is None:
         raise ImageMissing("the image was not downloaded yet")
     return Path(entry.image)
-
-
-def _check_identity(component: str, access: ComponentAccess, identity: Identity) -> None:
-    if (identity.kind, identity.hardware) != (access.kind, access.hardware):
-        raise Incompatible(
-            f"{component} is configured as {access.kind} {access.hardware}, "
-            f"the ECU says {identity.kind} {identity.hardware}"
-        )
-
-
-def _holds(identity: Identity, spec: FirmwareSpec) -> bool:
-    return (identity.version, identity.sha256) == (spec.version, spec.sha256)
-
-
-def _result(component: str, spec: FirmwareSpec) -> TargetResult:
-    """The ECU's own answer, which was compared with `spec`."""
-    return TargetResult(component=component, version=spec.version, sha256=spec.sha256)
 
 
 def _fault_of(act: Act, error: OtaError, *, touched: bool = False) -> Fault:
@@ -378,7 +295,7 @@ def _fault_of(act: Act, error: OtaError, *, touched: bool = False) -> Fault:
         case ImageMissing():
             kind = FaultKind.IMAGE
         # After the download a wrong image is the office's; later, one that was right, the disk's.
-        case WrongImage() if act in {Act.ASK, Act.FLASH, Act.CHECK}:
+        case WrongImage() if act in {Act.ASK, Act.FLASH, Act.CHECK, Act.CONFIRM, Act.RESTORE}:
             kind = FaultKind.IMAGE
         case _:
             kind = FaultKind.PLAIN

@@ -31,6 +31,7 @@ from edge_agent.enrol import Enrolled, who_we_are
 from edge_agent.inbox import FEATURES
 from edge_agent.inhibit import Inhibitor
 from edge_agent.j1939_vehicle import J1939Vehicle
+from edge_agent.kept import KeptImages
 from edge_agent.liveness import Live, write_live
 from edge_agent.mqtt_connection import Broker
 from edge_agent.mqtt_link import MqttLink
@@ -190,6 +191,7 @@ async def _assemble(
         gates=Gates(data_dir=config.data_dir, clock=clock, holds_folder=config.holds_folder),
         addresses=config.vehicle.addresses,
         clock=clock,
+        kept=KeptImages(places.images),
         kill_point=kill_point,
     )
     link = MqttLink(

@@ -109,3 +109,13 @@ class CountersUnknown(TrustError):
 
     code = "counters_unknown"
     advice = "Look at the counters file; when it is proved lost by a fault, remove it by hand."
+
+
+class NoWayBack(EdgeError):
+    """An ECU of a release could not be brought back to what it holds, so the release does not begin."""
+
+    code = "no_way_back"
+    advice = (
+        "Install what the component holds once through the office (or any firmware alone): the truck keeps "
+        "the image from then on. A signed release may also say that it goes forward only."
+    )

@@ -7,6 +7,7 @@ is under way: its row only gets the office's wish (`asked`, a fresher URL), and 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from datetime import datetime
 
 from edge_agent import outbox
@@ -15,7 +16,7 @@ from edge_agent.journal import Asked, Entry, Report, error_of, status_word
 from edge_agent.rows import MOST_ENDED, entry_of
 from shared.errors import BadMessage, OtaError, Unsupported
 from shared.logs import get_log
-from shared.messages import Command, CommandKind, Feature
+from shared.messages import Command, CommandKind, CommandTarget, Feature
 from shared.states import Step, TruckStatus, UpdateState
 
 log = get_log("edge_agent.inbox")
@@ -79,10 +80,11 @@ def _refusal(command: Command) -> OtaError | None:
         case CommandKind.CANCEL:
             return None
         case CommandKind.INSTALL | CommandKind.URL:
-            if len(command.targets) > 1:
-                return Unsupported("this agent updates one component a job")
-            if not command.targets:
+            names = [target.component for target in command.targets]
+            if not names:
                 return BadMessage("the command names no target")
+            if len(set(names)) < len(names):
+                return BadMessage("the command names a component twice")
             return None
     return Unsupported(f"this agent knows no command of kind {command.kind!r}")
 
@@ -139,12 +141,14 @@ def _insert(
 
 
 def _begin(connection: sqlite3.Connection, command: Command, at: datetime) -> None:
-    """A new attempt. What else was under way for the component is to make room for it."""
-    connection.execute(
-        "UPDATE journal SET asked = ? WHERE component = ? AND state NOT IN ('done', 'error', 'cancelled')"
-        " AND asked IS NULL",
-        (Asked.REPLACE, command.targets[0].component),
-    )
+    """A new attempt. What else was under way for its components is to make room for it."""
+    components = {target.component for target in command.targets}
+    for row in connection.execute(
+        "SELECT * FROM journal WHERE state NOT IN ('done', 'error', 'cancelled') AND asked IS NULL"
+    ).fetchall():
+        other = entry_of(row)
+        if components & other.components:
+            _ask(connection, other, Asked.REPLACE)
     report = Report(status=TruckStatus.DOWNLOADING, step=Step.RECEIVED)
     _insert(connection, command, UpdateState.RECEIVED, report, at)
     log.info("inbox.job_received", job_id=command.job_id, attempt=command.attempt, revision=command.revision)
@@ -181,13 +185,7 @@ def _refresh(connection: sqlite3.Connection, command: Command, entry: Entry, at:
     if entry.ended or command.attempt < entry.attempt:
         _answer_repeat(connection, command, at)
         return
-    old, new = entry.target, command.targets[0]
-    if (old.component, old.version, old.sha256, old.document) != (
-        new.component,
-        new.version,
-        new.sha256,
-        new.document,
-    ):
+    if _named(entry.targets) != _named(command.targets):
         # Another firmware needs another attempt; what is under way may have erased something.
         log.error("inbox.target_changed", job_id=command.job_id, attempt=command.attempt)
         _answer_repeat(connection, command, at)
@@ -197,6 +195,11 @@ def _refresh(connection: sqlite3.Connection, command: Command, entry: Entry, at:
         (command.to_json().decode(), command.revision, *entry.key),
     )
     _answer_repeat(connection, command, at)
+
+
+def _named(targets: Sequence[CommandTarget]) -> list[tuple[str, str, str, str]]:
+    """What a command names, apart from where to fetch it."""
+    return [(one.component, one.version, one.sha256, one.document) for one in targets]
 
 
 def _prune(connection: sqlite3.Connection) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from edge_agent.release import Release
 from shared.errors import OtaError
 from shared.messages import Command, CommandTarget, Error, Status, TargetResult
 from shared.states import UPDATE_TERMINAL, TruckStatus, UpdateState
@@ -45,6 +46,9 @@ class Entry:
     `command` is the newest one with targets (None for a tombstone: a cancel that came before its
     install). `touched` says that the ECU may have been erased by an earlier try. `image` is the path
     of the downloaded file. `told` is the newest status of it. Times are UTC.
+
+    `release` is there when the command names several targets: then `touched` speaks of any of their ECUs and
+    `image` is not used. `restarts` counts starts of the agent since the attempt last went on.
     """
 
     job_id: str
@@ -57,6 +61,8 @@ class Entry:
     asked: Asked | None = None
     image: str | None = None
     told: Status | None = None
+    release: Release | None = None
+    restarts: int = 0
     created_at: datetime
     updated_at: datetime
 
@@ -77,13 +83,36 @@ class Entry:
 
     @property
     def target(self) -> CommandTarget:
-        """What to bring where. An entry that is not ended has exactly one."""
+        """What to bring where, for an entry of one target."""
         if self.command is None:
             raise ValueError(f"job {self.job_id} is a tombstone and has no target")
         return self.command.targets[0]
 
+    @property
+    def targets(self) -> tuple[CommandTarget, ...]:
+        """All that is to be brought; nothing for a tombstone."""
+        return () if self.command is None else self.command.targets
 
-BEGUN = frozenset({UpdateState.FLASHING, UpdateState.ACTIVATING, UpdateState.CHECKING})
+    @property
+    def components(self) -> frozenset[str]:
+        """The components that it is about."""
+        return frozenset(one.component for one in self.targets)
+
+    @property
+    def is_release(self) -> bool:
+        """Whether it brings several ECUs, which end together."""
+        return len(self.targets) > 1
+
+
+BEGUN = frozenset(
+    {
+        UpdateState.FLASHING,
+        UpdateState.ACTIVATING,
+        UpdateState.CHECKING,
+        UpdateState.CONFIRMING,
+        UpdateState.RESTORING,
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +145,8 @@ _STATUS: Mapping[UpdateState, TruckStatus] = {
     UpdateState.FLASHING: TruckStatus.FLASHING,
     UpdateState.ACTIVATING: TruckStatus.FLASHING,
     UpdateState.CHECKING: TruckStatus.FLASHING,
+    UpdateState.CONFIRMING: TruckStatus.FLASHING,
+    UpdateState.RESTORING: TruckStatus.FLASHING,
     UpdateState.DONE: TruckStatus.DONE,
     UpdateState.ERROR: TruckStatus.ERROR,
     UpdateState.CANCELLED: TruckStatus.CANCELLED,

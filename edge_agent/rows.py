@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from datetime import datetime
 
-from edge_agent import outbox
+from edge_agent import outbox, release
 from edge_agent.journal import Asked, Entry
 from shared.messages import Command
 from shared.states import UpdateState
@@ -15,7 +15,9 @@ MOST_ENDED = 1000
 
 
 def entry_of(row: sqlite3.Row) -> Entry:
-    """One row of the journal."""
+    """One row of the journal; of an older agent's too, which people may look at before it is migrated."""
+    # A Row's own `in` asks its values.
+    is_new = "release" in row.keys()  # noqa: SIM118
     return Entry(
         job_id=row["job_id"],
         attempt=row["attempt"],
@@ -27,6 +29,8 @@ def entry_of(row: sqlite3.Row) -> Entry:
         asked=None if row["asked"] is None else Asked(row["asked"]),
         image=row["image"],
         told=None if row["told"] is None else outbox.decode(row["told"]),
+        release=release.decode(row["release"]) if is_new and row["release"] is not None else None,
+        restarts=row["restarts"] if is_new else 0,
         created_at=datetime.fromisoformat(row["created_at"]),
         updated_at=datetime.fromisoformat(row["updated_at"]),
     )
@@ -37,7 +41,8 @@ def save(connection: sqlite3.Connection, entry: Entry, at: datetime) -> None:
     so does an `asked` that came while the updater decided, unless it was answered.
     """
     connection.execute(
-        "UPDATE journal SET state = ?, tries = ?, touched = ?, image = ?, told = ?, updated_at = ?"
+        "UPDATE journal SET state = ?, tries = ?, touched = ?, image = ?, told = ?, release = ?,"
+        " restarts = ?, updated_at = ?"
         " WHERE job_id = ? AND attempt = ?",
         (
             entry.state,
@@ -45,6 +50,8 @@ def save(connection: sqlite3.Connection, entry: Entry, at: datetime) -> None:
             entry.touched,
             entry.image,
             None if entry.told is None else outbox.encode(entry.told),
+            None if entry.release is None else release.encode(entry.release),
+            entry.restarts,
             at.isoformat(),
             *entry.key,
         ),

@@ -60,3 +60,9 @@ CREATE TABLE telemetry (
     samples INTEGER NOT NULL,
     body    TEXT NOT NULL
 ) STRICT;
+
+-- migration: 3
+-- `release` is how far a job of several targets is (JSON of edge_agent.release.Release); `restarts` counts
+-- starts of the agent that found the attempt where the one before had left it.
+ALTER TABLE journal ADD COLUMN release TEXT;
+ALTER TABLE journal ADD COLUMN restarts INTEGER NOT NULL DEFAULT 0;

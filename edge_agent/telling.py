@@ -45,8 +45,13 @@ class Teller:
         # Steps of a repeated flash were told before: weeks of repeats must not fill the outbox.
         thin = step in self._told or self._entry.tries > 0
         percent = min(100, max(0, done * 100 // total)) if total > 0 else None
+        release = self._entry.release
         self._waiting[step] = Report(
-            status=status_word(self._entry.state), step=step, progress=percent, thin=thin
+            status=status_word(self._entry.state),
+            step=step,
+            progress=percent,
+            reason=release.where(release.at) if release is not None and self._entry.begun else None,
+            thin=thin,
         )
         self._something.set()
         if first:

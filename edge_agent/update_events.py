@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from edge_agent.journal import Entry, Report
+from edge_agent.release import Former, Release
 from shared.messages import Error, TargetResult
 
 
@@ -20,7 +21,9 @@ class Act(StrEnum):
     ASK = "ask"  # verify again; window and vehicle
     FLASH = "flash"  # load and verify; ask the vehicle and the ECU; stage
     ACTIVATE = "activate"
-    CHECK = "check"  # read back; confirm
+    CHECK = "check"  # read back; confirm (of several ECUs: no more than read back)
+    CONFIRM = "confirm"  # of a committed release: read one ECU back, flash it again if need be, confirm
+    RESTORE = "restore"  # bring one ECU back to what it held before
 
 
 class Pause(StrEnum):
@@ -32,6 +35,7 @@ class Pause(StrEnum):
     LINK = "link"  # until the network may be back
     REFUSED = "refused"  # until the ECU may be willing
     POLL = "poll"  # as often as the vehicle is asked
+    RESTARTS = "restarts"  # grows with the restarts that found the attempt unmoved
     URL = "url"  # until the office sends a URL; then it is asked again
 
 
@@ -46,30 +50,41 @@ class FaultKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """An act failed. `touched` False: the ECU surely was not changed by it."""
+    """An act failed. `touched` False: the ECU surely was not changed by it.
+
+    `component` is the ECU that is to blame, where several were asked.
+    """
 
     error: Error
     kind: FaultKind = FaultKind.PLAIN
     touched: bool = False
+    component: str | None = None
 
 
 @dataclass(frozen=True)
 class Fits:
-    """The document is good for the component, which holds something else or does not answer."""
+    """The documents are good for the components, of which one holds something else or does not answer.
+
+    `release` is there when there are several.
+    """
+
+    release: Release | None = None
 
 
 @dataclass(frozen=True)
 class Holds:
-    """The component already runs exactly this image: its own answer."""
+    """The component already runs exactly this image: its own answer; `more` are those of further ones."""
 
     result: TargetResult
+    more: tuple[TargetResult, ...] = ()
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """The image is on the disk at `path`."""
+    """The image is on the disk at `path`; of several, each component's path."""
 
     path: str
+    images: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,9 +106,13 @@ class Unsafe:
 
 @dataclass(frozen=True)
 class Ready:
-    """Verified again, in time and safe. `takes_over`: an earlier update may have touched this ECU."""
+    """Verified again, in time and safe. `takes_over`: an earlier update may have touched this ECU.
+
+    `formers`: of several ECUs, all of which answered, what each holds.
+    """
 
     takes_over: bool = False
+    formers: tuple[tuple[str, Former], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +130,23 @@ class Proved:
     """The ECU runs it: its own answer, read back."""
 
     result: TargetResult
+
+
+@dataclass(frozen=True)
+class AllProved:
+    """Every ECU of the release was asked at the end, and runs its new image."""
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """The ECU runs its new image for good: its own answer, read back."""
+
+    result: TargetResult
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The ECU runs what it ran before the release."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +187,9 @@ Event: TypeAlias = (
     | Staged
     | Activated
     | Proved
+    | AllProved
+    | Confirmed
+    | Restored
     | Fault
     | CancelAsked
     | Replaced

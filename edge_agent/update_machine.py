@@ -10,6 +10,9 @@ The rules of CONTRACTS ("On the truck"):
   newer job whose verified firmware takes the ECU over at the moment when it begins to flash.
 - `flashing` is entered only from `waiting`, which only a verified image reaches, and only on `Ready`.
 
+An update of several ECUs goes the same way up to `flashing`, and from there by `release_machine`: it ends
+whole or goes back whole.
+
 Every move is checked against shared.states.UPDATE_MOVES. RECOVERY says what a restarted agent does.
 """
 
@@ -19,7 +22,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from edge_agent.journal import MOST_TEXT, Entry, Report, status_word
+from edge_agent import release_machine
+from edge_agent.journal import Entry
 from edge_agent.update_events import (
     Act,
     Activated,
@@ -43,14 +47,30 @@ from edge_agent.update_events import (
     Unsafe,
     Verified,
 )
+from edge_agent.update_moves import (
+    ACT_OF,
+    FREE_RESTARTS,
+    MOST_TRIES,
+    STRANDED_AFTER,
+    done,
+    end,
+    failed_before,
+    fault,
+    make_move,
+    needs_url,
+    refused,
+    report_of,
+    stay,
+    try_again,
+    wait,
+)
 from shared.errors import OtaError
-from shared.messages import Error, TargetResult
-from shared.states import UPDATE_MOVES, Step, TruckStatus, UpdateState
+from shared.states import UPDATE_MOVES, Step, UpdateState
 
-MOST_TRIES = 8
-"""Tries of a failing act before an ECU is touched: with the usual delays about four minutes."""
-STRANDED_AFTER = 5
-"""Failed tries after the first touch from which on the office is told `stranded`."""
+__all__ = ["ACT_OF", "FREE_RESTARTS", "MOST_RESTARTS", "MOST_TRIES", "RECOVERY", "STRANDED_AFTER", "decide"]
+
+MOST_RESTARTS = 8
+"""Such starts after which an attempt that only judges its command is given up."""
 
 
 class ForbiddenMove(OtaError):
@@ -59,28 +79,18 @@ class ForbiddenMove(OtaError):
     code = "forbidden_move"
 
 
-ACT_OF: Mapping[UpdateState, Act] = {
-    UpdateState.RECEIVED: Act.LOOK,
-    UpdateState.DOWNLOADING: Act.DOWNLOAD,
-    UpdateState.VERIFYING: Act.VERIFY,
-    UpdateState.WAITING: Act.ASK,
-    UpdateState.FLASHING: Act.FLASH,
-    UpdateState.ACTIVATING: Act.ACTIVATE,
-    UpdateState.CHECKING: Act.CHECK,
-    UpdateState.DONE: Act.NOTHING,
-    UpdateState.ERROR: Act.NOTHING,
-    UpdateState.CANCELLED: Act.NOTHING,
-}
-"""The act that a state names; every one may be repeated from its start."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """What a restarted agent does; `touched` whether it must take the ECU for touched."""
+    """What a restarted agent does; `touched` whether it must take the ECU for touched.
+
+    `several` is the state from which a release of several ECUs goes on, where that is another one: its first
+    act asks every ECU anew what it runs.
+    """
 
     act: Act
     touched: bool
     why: str
+    several: UpdateState | None = None
 
 
 RECOVERY: Mapping[UpdateState, Recovery] = {
@@ -92,9 +102,23 @@ RECOVERY: Mapping[UpdateState, Recovery] = {
         act=Act.FLASH, touched=True, why="the state was written before the act: it may have begun to erase"
     ),
     UpdateState.ACTIVATING: Recovery(
-        act=Act.ACTIVATE, touched=True, why="a second reset into the new image changes nothing"
+        act=Act.ACTIVATE,
+        touched=True,
+        why="a second reset into the new image changes nothing",
+        several=UpdateState.FLASHING,
     ),
-    UpdateState.CHECKING: Recovery(act=Act.CHECK, touched=True, why="reading back changes nothing"),
+    UpdateState.CHECKING: Recovery(
+        act=Act.CHECK,
+        touched=True,
+        why="reading back changes nothing",
+        several=UpdateState.FLASHING,
+    ),
+    UpdateState.CONFIRMING: Recovery(
+        act=Act.CONFIRM, touched=True, why="the release is committed: only forward, each ECU asked anew"
+    ),
+    UpdateState.RESTORING: Recovery(
+        act=Act.RESTORE, touched=True, why="the release goes back: each touched ECU is asked anew"
+    ),
     UpdateState.DONE: Recovery(act=Act.NOTHING, touched=False, why="ended"),
     UpdateState.ERROR: Recovery(act=Act.NOTHING, touched=False, why="ended"),
     UpdateState.CANCELLED: Recovery(act=Act.NOTHING, touched=False, why="ended"),
@@ -107,82 +131,89 @@ def decide(entry: Entry, event: Event) -> Move:
     old, new = entry.state, move.entry.state
     if new is not old and new not in UPDATE_MOVES[old]:
         raise ForbiddenMove(f"{old} -> {new} on {type(event).__name__}")
+    if new is not old and not entry.begun:
+        return replace(move, entry=replace(move.entry, restarts=0))
     return move
 
 
 def _decide(entry: Entry, event: Event) -> Move:
     if entry.ended:
-        return _stay(entry)
+        return stay(entry)
     match event:
         case CancelAsked():
             return _cancelled(entry)
         case Replaced():
             if entry.begun:
-                return _stay(entry)
-            return _end(entry, _fault("replaced", "a newer job for this component was received"))
+                return stay(entry)
+            return end(entry, fault("replaced", "a newer job for this component was received"))
         case TakenOver(by=by):
             # Later states hold the whole image: they end done, or fall back to flashing.
             if entry.state is not UpdateState.FLASHING:
-                return _stay(entry)
-            return _end(entry, _fault("replaced", f"job {by} flashes this component now"))
+                return stay(entry)
+            return end(entry, fault("replaced", f"job {by} flashes this component now"))
         case TimeOver():
             if entry.begun:
-                return _stay(entry)
-            return _end(entry, _fault("command_expired", "the command's time was over before it could begin"))
+                return stay(entry)
+            return end(entry, fault("command_expired", "the command's time was over before it could begin"))
         case Restarted():
             return _restarted(entry)
+    if entry.release is not None and entry.begun:
+        return release_machine.decide(entry, event)
     return _BY_STATE[entry.state](entry, event)
 
 
 def _received(entry: Entry, event: Event) -> Move:
     match event:
-        case Fits():
-            return _go(entry, UpdateState.DOWNLOADING, step=Step.DOWNLOADING)
-        case Holds(result=result):
-            return _done(entry, result, "the component runs this firmware already")
+        case Fits(release=release):
+            return _go(replace(entry, release=release), UpdateState.DOWNLOADING, step=Step.DOWNLOADING)
+        case Holds(result=result, more=more):
+            whose = "every component runs its" if more else "the component runs this"
+            return done(entry, (result, *more), f"{whose} firmware already")
         case Fault():
-            return _failed_before(entry, event)
-    return _stay(entry)
+            return failed_before(entry, event)
+    return stay(entry)
 
 
 def _downloading(entry: Entry, event: Event) -> Move:
     match event:
-        case Fetched(path=path):
-            return _go(replace(entry, image=path), UpdateState.VERIFYING, step=Step.VERIFYING)
+        case Fetched():
+            return _go(release_machine.fetched(entry, event), UpdateState.VERIFYING, step=Step.VERIFYING)
         case NeedsUrl():
-            return _needs_url(entry)
+            return needs_url(entry)
         case Fault():
-            return _failed_before(entry, event)
-    return _stay(entry)
+            return failed_before(entry, event)
+    return stay(entry)
 
 
 def _verifying(entry: Entry, event: Event) -> Move:
     match event:
         case Verified():
             # Silent: why it waits, or that it begins, is told a moment later.
-            return _move(replace(entry, state=UpdateState.WAITING, tries=0), None)
+            return make_move(replace(entry, state=UpdateState.WAITING, tries=0), None)
         case Fault(kind=FaultKind.IMAGE):
             return _fetch_again(entry, event)
         case Fault():
-            return _failed_before(entry, event)
-    return _stay(entry)
+            return failed_before(entry, event)
+    return stay(entry)
 
 
 def _waiting(entry: Entry, event: Event) -> Move:
     match event:
         case Unsafe(why=why):
-            return _wait(entry, why)
+            return wait(entry, why)
+        case Ready() if entry.release is not None:
+            return release_machine.begin(entry, event)
         case Ready(takes_over=takes_over):
             flashing = replace(entry, state=UpdateState.FLASHING, touched=takes_over)
             if entry.told is not None and entry.told.step == Step.WAITING and entry.told.error is not None:
                 # The ECU refused before and may again: its own progress tells when it goes on.
-                return _move(flashing, None)
-            return _move(flashing, _report(flashing, Step.PREPARING))
+                return make_move(flashing, None)
+            return make_move(flashing, report_of(flashing, Step.PREPARING))
         case Fault(kind=FaultKind.IMAGE):
             return _fetch_again(entry, event)
         case Fault():
-            return _failed_before(entry, event)
-    return _stay(entry)
+            return failed_before(entry, event)
+    return stay(entry)
 
 
 def _flashing(entry: Entry, event: Event) -> Move:
@@ -193,14 +224,14 @@ def _flashing(entry: Entry, event: Event) -> Move:
             return _go(replace(entry, touched=True), UpdateState.CHECKING, step=Step.READING_BACK)
         case Unsafe(why=why):
             back = entry if entry.touched else replace(entry, state=UpdateState.WAITING)
-            return _wait(back, why)
-        case Fetched(path=path):
-            return _stay(replace(entry, image=path))
+            return wait(back, why)
+        case Fetched():
+            return stay(release_machine.fetched(entry, event))
         case NeedsUrl():
-            return replace(_needs_url(entry), act=Act.DOWNLOAD)
+            return replace(needs_url(entry), act=Act.DOWNLOAD)
         case Fault():
             return _failed_flashing(entry, event)
-    return _stay(entry)
+    return stay(entry)
 
 
 def _activating(entry: Entry, event: Event) -> Move:
@@ -208,27 +239,27 @@ def _activating(entry: Entry, event: Event) -> Move:
         case Activated():
             return _go(entry, UpdateState.CHECKING, step=Step.READING_BACK)
         case Unsafe(why=why):
-            return _wait(entry, why)
+            return wait(entry, why)
         case Fault(kind=FaultKind.NOT_NOW):
-            return _refused(entry, event)
+            return refused(entry, event)
         case Fault():
             return _failed_after(entry, event)
-    return _stay(entry)
+    return stay(entry)
 
 
 def _checking(entry: Entry, event: Event) -> Move:
     match event:
         case Proved(result=result):
-            return _done(entry, result, None)
+            return done(entry, (result,), None)
         case Fault(kind=FaultKind.NOT_NOW):
-            return _refused(entry, event)
+            return refused(entry, event)
         case Fault():
             return _failed_after(entry, event)
-    return _stay(entry)
+    return stay(entry)
 
 
 def _ended(entry: Entry, _: Event) -> Move:
-    return _stay(entry)
+    return stay(entry)
 
 
 _BY_STATE: Mapping[UpdateState, Callable[[Entry, Event], Move]] = {
@@ -239,145 +270,72 @@ _BY_STATE: Mapping[UpdateState, Callable[[Entry, Event], Move]] = {
     UpdateState.FLASHING: _flashing,
     UpdateState.ACTIVATING: _activating,
     UpdateState.CHECKING: _checking,
+    # Only releases of several ECUs come here (release_machine).
+    UpdateState.CONFIRMING: _ended,
+    UpdateState.RESTORING: _ended,
     UpdateState.DONE: _ended,
     UpdateState.ERROR: _ended,
     UpdateState.CANCELLED: _ended,
 }
 
 
-_STEP: Mapping[UpdateState, Step] = {
-    UpdateState.RECEIVED: Step.RECEIVED,
-    UpdateState.DOWNLOADING: Step.DOWNLOADING,
-    UpdateState.VERIFYING: Step.VERIFYING,
-    UpdateState.WAITING: Step.WAITING,
-}
-"""How a state before the first touch is told."""
-
-
 # --- what several states do alike ---------------------------------------------------------------
-
-
-def _move(entry: Entry, report: Report | None, pause: Pause = Pause.NONE) -> Move:
-    return Move(entry=entry, report=report, act=ACT_OF[entry.state], pause=pause)
-
-
-def _stay(entry: Entry) -> Move:
-    return _move(entry, None)
-
-
-def _report(entry: Entry, step: Step, *, reason: str | None = None, error: Error | None = None) -> Report:
-    return Report(status=status_word(entry.state), step=step, reason=reason, error=error)
 
 
 def _go(entry: Entry, state: UpdateState, *, step: Step) -> Move:
     # Tries count on through flashing, activating and checking: together they tell a stranded ECU.
     tries = entry.tries if state in {UpdateState.ACTIVATING, UpdateState.CHECKING} else 0
     going = replace(entry, state=state, tries=tries)
-    return _move(going, _report(going, step))
-
-
-def _done(entry: Entry, result: TargetResult, reason: str | None) -> Move:
-    done = replace(entry, state=UpdateState.DONE)
-    report = Report(
-        status=TruckStatus.DONE, step=Step.FINISHED, progress=100, reason=reason, targets=(result,)
-    )
-    return _move(done, report)
-
-
-def _fault(code: str, text: str) -> Error:
-    return Error(code=code, retryable=False, advice="Start a new job when it is still wanted.", text=text)
-
-
-def _end(entry: Entry, error: Error) -> Move:
-    ended = replace(entry, state=UpdateState.ERROR)
-    return _move(ended, _report(ended, Step.FINISHED, reason=error.text, error=error))
+    return make_move(going, report_of(going, step))
 
 
 def _cancelled(entry: Entry) -> Move:
     if entry.begun:
         reason = "the ECU is being flashed: it is finished, since a stop would strand it"
-        return _move(entry, _report(entry, Step.TOO_LATE, reason=reason))
+        return make_move(entry, report_of(entry, Step.TOO_LATE, reason=reason))
     ended = replace(entry, state=UpdateState.CANCELLED)
-    return _move(ended, _report(ended, Step.FINISHED, reason="cancelled before flashing began"))
+    return make_move(ended, report_of(ended, Step.FINISHED, reason="cancelled before flashing began"))
 
 
 def _restarted(entry: Entry) -> Move:
     recovery = RECOVERY[entry.state]
-    return Move(
-        entry=replace(entry, touched=entry.touched or recovery.touched), report=None, act=recovery.act
-    )
+    again = replace(entry, touched=entry.touched or recovery.touched, restarts=entry.restarts + 1)
+    if again.release is not None and again.begun:
+        return release_machine.restarted(again, recovery.several or entry.state)
+    if again.restarts > MOST_RESTARTS and entry.state in {UpdateState.RECEIVED, UpdateState.VERIFYING}:
+        # These take seconds and touch nothing: the command itself ends the agent each time.
+        why = f"the agent was restarted {again.restarts} times while it judged this command"
+        return end(again, fault("too_many_restarts", why))
+    pause = Pause.RESTARTS if again.restarts > FREE_RESTARTS else Pause.NONE
+    return Move(entry=again, report=None, act=recovery.act, pause=pause)
 
 
-def _changed(entry: Entry, step: Step, why: str, error: Error | None = None) -> Report | None:
-    """Tell why it does not go on, when that is news; not with every try."""
-    told = entry.told
-    if told is not None and told.step == step and told.reason == why[:MOST_TEXT]:
-        return None
-    return _report(entry, step, reason=why, error=error)
-
-
-def _wait(entry: Entry, why: str) -> Move:
-    return _move(entry, _changed(entry, Step.WAITING, why), Pause.POLL)
-
-
-def _refused(entry: Entry, fault: Fault) -> Move:
-    """The ECU itself says not now: no failure, so it counts nothing."""
-    return _move(entry, _changed(entry, Step.WAITING, fault.error.text, fault.error), Pause.REFUSED)
-
-
-def _needs_url(entry: Entry) -> Move:
-    return _move(entry, _report(entry, Step.URL_EXPIRED, reason="the signed URL is over"), Pause.URL)
-
-
-def _fetch_again(entry: Entry, fault: Fault) -> Move:
+def _fetch_again(entry: Entry, event: Fault) -> Move:
     """What was good is spoiled: local damage, so the image is fetched once more, in bounds."""
     if entry.tries + 1 >= MOST_TRIES:
-        return _end(entry, fault.error)
+        return end(entry, event.error)
     again = replace(entry, state=UpdateState.DOWNLOADING, image=None, tries=entry.tries + 1)
-    return _move(again, _report(again, Step.DOWNLOADING, reason=fault.error.text), Pause.BACKOFF)
+    return make_move(again, report_of(again, Step.DOWNLOADING, reason=event.error.text), Pause.BACKOFF)
 
 
-def _failed_before(entry: Entry, fault: Fault) -> Move:
-    """A failure before the first touch."""
-    again = replace(entry, tries=entry.tries + 1)
-    match fault.kind:
-        case FaultKind.LINK:
-            # Links are gone for hours; the file resumes. Only the command's time or a cancel ends this.
-            return _move(entry, None, Pause.LINK)
-        case FaultKind.NOT_NOW:
-            return _refused(entry, fault)
-        case FaultKind.PLAIN | FaultKind.IMAGE:
-            if not fault.error.retryable or again.tries >= MOST_TRIES:
-                return _end(entry, fault.error)
-            report = _changed(again, _STEP[again.state], fault.error.text, fault.error)
-            return _move(again, report, Pause.BACKOFF)
-        case _:
-            assert_never(fault.kind)
-
-
-def _failed_flashing(entry: Entry, fault: Fault) -> Move:
-    if not entry.touched and not fault.touched:
+def _failed_flashing(entry: Entry, event: Fault) -> Move:
+    if not entry.touched and not event.touched:
         # The ECU runs what it ran: back to where a cancel is honoured and the vehicle is asked again.
-        return _failed_before(replace(entry, state=UpdateState.WAITING), fault)
+        return failed_before(replace(entry, state=UpdateState.WAITING), event)
     touched = replace(entry, touched=True)
-    match fault.kind:
+    match event.kind:
         case FaultKind.NOT_NOW:
-            return _refused(touched, fault)
+            return refused(touched, event)
         case FaultKind.LINK:
-            return _move(touched, None, Pause.LINK)
+            return make_move(touched, None, Pause.LINK)
         case FaultKind.IMAGE:
-            return replace(_move(replace(touched, image=None), None), act=Act.DOWNLOAD)
+            return replace(make_move(replace(touched, image=None), None), act=Act.DOWNLOAD)
         case FaultKind.PLAIN:
-            return _failed_after(touched, fault)
+            return _failed_after(touched, event)
         case _:
-            assert_never(fault.kind)
+            assert_never(event.kind)
 
 
-def _failed_after(entry: Entry, fault: Fault) -> Move:
+def _failed_after(entry: Entry, event: Fault) -> Move:
     """A failure after the first touch: once more from the beginning of the flash, for ever."""
-    again = replace(entry, state=UpdateState.FLASHING, touched=True, tries=entry.tries + 1)
-    step = Step.STRANDED if again.tries >= STRANDED_AFTER else Step.RETRYING
-    told = entry.told
-    same = told is not None and told.step == step and told.error == fault.error
-    report = None if same else _report(again, step, reason=fault.error.text, error=fault.error)
-    return _move(again, report, Pause.BACKOFF if fault.error.retryable else Pause.LONGEST)
+    return try_again(replace(entry, state=UpdateState.FLASHING), event)

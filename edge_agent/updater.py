@@ -18,7 +18,9 @@ from edge_agent.clock import Clock
 from edge_agent.errors import StoreFailed
 from edge_agent.interlocks import Interlocks
 from edge_agent.journal import Asked, Change, Entry
+from edge_agent.kept import KeptImages
 from edge_agent.people import Gates
+from edge_agent.release_plan import Planner, plan_of
 from edge_agent.safety import Policy
 from edge_agent.store import Store
 from edge_agent.telling import telling
@@ -37,7 +39,7 @@ from edge_agent.update_events import (
     TimeOver,
     Unsafe,
 )
-from edge_agent.update_machine import ACT_OF, decide
+from edge_agent.update_machine import ACT_OF, FREE_RESTARTS, decide
 from edge_agent.vehicle import Vehicle
 from edge_agent.verifier import Verifier
 from shared.backoff import Backoff
@@ -115,6 +117,8 @@ class Updater:
         limits: Limits = LIMITS,
         gates: Gates | None = None,
         addresses: Mapping[str, int] | None = None,
+        kept: KeptImages | None = None,
+        planner: Planner = plan_of,
         kill_point: KillPoints = no_kill,
     ) -> None:
         self._store = store
@@ -131,6 +135,9 @@ class Updater:
             ),
             clock=clock,
             limits=limits,
+            kept=kept,
+            planner=planner,
+            journal_id=store.store_id,
         )
         self._plans: dict[tuple[str, int], _Plan] = {}
         self._touching = False
@@ -188,8 +195,8 @@ class Updater:
         for entry in await self._store.live():
             log.info("updater.job_resumed", job_id=entry.job_id, attempt=entry.attempt, state=entry.state)
             move = decide(entry, Restarted())
-            if move.entry != entry:
-                await self._write(move)
+            await self._write(move)
+            self._plan(move)
 
     async def _turn(self) -> float:
         """A bounded piece of work; returns how long nothing else is due, in seconds."""
@@ -244,14 +251,14 @@ class Updater:
         plan = self._plans.get(entry.key)
         act = plan.act if plan is not None else ACT_OF[entry.state]
         others = [one for one in live if one.key != entry.key]
-        takes_over = any(one.begun for one in others if one.target.component == entry.target.component)
+        takes_over = any(one.begun for one in others if one.components & entry.components)
         self._kill(f"act.before:{act}")
         async with telling(self._store, entry, every_s=self._timing.progress_s) as teller:
             task = asyncio.create_task(
                 self._acts.perform(
                     act,
                     entry,
-                    keep={one.target.sha256 for one in others},
+                    keep={target.sha256 for one in others for target in one.targets},
                     takes_over=takes_over,
                     on_step=teller.step,
                 ),
@@ -300,11 +307,12 @@ class Updater:
     async def _apply(self, entry: Entry, event: Event, live: Iterable[Entry]) -> None:
         """Decide, write, plan."""
         rivals = [
-            one
-            for one in live
-            if one.key != entry.key and one.begun and one.target.component == entry.target.component
+            one for one in live if one.key != entry.key and one.begun and one.components & entry.components
         ]
-        if isinstance(event, Ready) and any(one.state is not UpdateState.FLASHING for one in rivals):
+        # A release that has begun is never taken over, and takes nothing over: it ends whole by itself.
+        if isinstance(event, Ready) and any(
+            one.state is not UpdateState.FLASHING or one.is_release or entry.is_release for one in rivals
+        ):
             event = Unsafe("an earlier update of this component is about to be finished")
         move = decide(entry, event)
         if isinstance(event, Fetched):
@@ -316,8 +324,11 @@ class Updater:
         if isinstance(event, CancelAsked | Replaced) and not move.entry.ended:
             # The act that is planned, or under way, goes on.
             return
+        self._plan(move)
+
+    def _plan(self, move: Move) -> None:
         pause_s = self._pause_s(move)
-        self._plans[entry.key] = _Plan(
+        self._plans[move.entry.key] = _Plan(
             act=move.act,
             due_s=self._clock.boot_s() + pause_s if pause_s else 0.0,
             revision=move.entry.revision,
@@ -363,6 +374,8 @@ class Updater:
                 return self._timing.refused_s
             case Pause.POLL:
                 return self._timing.poll_s
+            case Pause.RESTARTS:
+                return self._backoff.delay_s(max(0, move.entry.restarts - FREE_RESTARTS - 1))
             case Pause.URL:
                 return self._timing.url_s
             case _:

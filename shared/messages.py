@@ -40,6 +40,7 @@ class Feature(StrEnum):
     CANCEL = "cancel"
     FRESH_URL = "fresh-url"
     DOC_ED25519 = "doc-ed25519"  # firmware documents of shared.trust, signed with Ed25519
+    RELEASE = "release"  # several components a job, which end together
     UDS = "uds"  # flashes by ISO 14229 over ISO 15765-2
 
 

@@ -53,6 +53,8 @@ class Step(StrEnum):
     RETRYING = "retrying"  # a try failed after the first erase; another follows
     STRANDED = "stranded"  # several tries failed after the first erase; still trying
     TOO_LATE = "too_late"  # a cancel came after flashing had begun
+    GOING_BACK = "going_back"  # a release of several ECUs failed; each returns to what it ran
+    CONFIRMING = "confirming"  # the release is committed; each ECU makes its image permanent
     FINISHED = "finished"
 
 
@@ -70,6 +72,8 @@ class UpdateState(StrEnum):
     FLASHING = "flashing"  # from here on the ECU may be erased: only forward
     ACTIVATING = "activating"
     CHECKING = "checking"
+    CONFIRMING = "confirming"  # of several ECUs: this row is the commit; from here on only forward
+    RESTORING = "restoring"  # of several ECUs: back to what each ran
     DONE = "done"
     ERROR = "error"
     CANCELLED = "cancelled"
@@ -113,6 +117,10 @@ JOB_MOVES: Mapping[JobState, frozenset[JobState]] = {
 # the ECU is surely untouched (it refused for the moment, the vehicle moved, it did not answer), goes to
 # CHECKING when the ECU turns out to run the image already, and to ERROR when an untouched ECU refuses
 # for good, or when a newer job's verified firmware takes the ECU over at that moment.
+# An update of several ECUs goes through these states once an ECU: from CHECKING to the next one's
+# ACTIVATING or FLASHING, to CONFIRMING when all are healthy (the commit), or to RESTORING, which ends in
+# ERROR when each runs what it ran before. RESTORING turns to FLASHING only where the image to return to
+# is lost: then forward is the one way to a whole truck.
 UPDATE_MOVES: Mapping[UpdateState, frozenset[UpdateState]] = {
     UpdateState.RECEIVED: frozenset(
         {UpdateState.DOWNLOADING, UpdateState.ERROR, UpdateState.CANCELLED, UpdateState.DONE}
@@ -131,10 +139,26 @@ UPDATE_MOVES: Mapping[UpdateState, frozenset[UpdateState]] = {
         }
     ),
     UpdateState.FLASHING: frozenset(
-        {UpdateState.ACTIVATING, UpdateState.CHECKING, UpdateState.WAITING, UpdateState.ERROR}
+        {
+            UpdateState.ACTIVATING,
+            UpdateState.CHECKING,
+            UpdateState.WAITING,
+            UpdateState.ERROR,
+            UpdateState.RESTORING,
+        }
     ),
-    UpdateState.ACTIVATING: frozenset({UpdateState.CHECKING, UpdateState.FLASHING}),
-    UpdateState.CHECKING: frozenset({UpdateState.DONE, UpdateState.FLASHING}),
+    UpdateState.ACTIVATING: frozenset({UpdateState.CHECKING, UpdateState.FLASHING, UpdateState.RESTORING}),
+    UpdateState.CHECKING: frozenset(
+        {
+            UpdateState.DONE,
+            UpdateState.FLASHING,
+            UpdateState.ACTIVATING,
+            UpdateState.CONFIRMING,
+            UpdateState.RESTORING,
+        }
+    ),
+    UpdateState.CONFIRMING: frozenset({UpdateState.DONE}),
+    UpdateState.RESTORING: frozenset({UpdateState.ERROR, UpdateState.FLASHING}),
     UpdateState.DONE: frozenset(),
     UpdateState.ERROR: frozenset(),
     UpdateState.CANCELLED: frozenset(),

@@ -34,7 +34,15 @@ from edge_agent.update_events import (
     Unsafe,
     Verified,
 )
-from edge_agent.update_machine import ACT_OF, MOST_TRIES, RECOVERY, STRANDED_AFTER, decide
+from edge_agent.update_machine import (
+    ACT_OF,
+    FREE_RESTARTS,
+    MOST_RESTARTS,
+    MOST_TRIES,
+    RECOVERY,
+    STRANDED_AFTER,
+    decide,
+)
 from shared.messages import Error, Status, TargetResult
 from shared.states import UPDATE_MOVES, UPDATE_TERMINAL, TruckStatus, UpdateState
 
@@ -78,9 +86,11 @@ GOOD: dict[Act, Event] = {
     Act.ACTIVATE: Activated(),
     Act.CHECK: Proved(RESULT),
 }
+ONE_ECU = [one for one in UpdateState if one not in {UpdateState.CONFIRMING, UpdateState.RESTORING}]
+"""The other two belong to releases of several ECUs (test_release_properties)."""
 STATES = st.builds(
     lambda state, touched, tries: replace(NEW, state=state, touched=touched and state in BEGUN, tries=tries),
-    st.sampled_from(UpdateState),
+    st.sampled_from(ONE_ECU),
     st.booleans(),
     st.integers(0, 10),
 )
@@ -202,7 +212,7 @@ def test_before_the_touch_cancel_time_and_a_newer_job_end_it(state: UpdateState)
         assert move.report.error.code == code
 
 
-@pytest.mark.parametrize("state", sorted(BEGUN))
+@pytest.mark.parametrize("state", sorted(BEGUN & set(ONE_ECU)))
 @pytest.mark.parametrize("retryable", [True, False])
 def test_a_touched_ecu_is_tried_for_ever_and_said_to_be_stranded(state: UpdateState, retryable: bool) -> None:
     entry = replace(NEW, state=state, touched=True)
@@ -244,3 +254,21 @@ def test_before_the_touch_repeats_are_bounded_but_a_lost_link_is_not_counted_out
     for _ in range(1000):
         entry = decide(entry, link).entry
     assert entry.state is UpdateState.DOWNLOADING
+
+
+@pytest.mark.parametrize("state", [one for one in ONE_ECU if one not in UPDATE_TERMINAL])
+def test_restarts_without_a_move_delay_and_end_only_what_a_command_itself_breaks(state: UpdateState) -> None:
+    entry = replace(NEW, state=state)
+    pauses = []
+    for _ in range(MOST_RESTARTS):
+        move = decide(entry, Restarted())
+        entry = move.entry
+        pauses.append(move.pause)
+    assert pauses == [Pause.NONE] * FREE_RESTARTS + [Pause.RESTARTS] * (MOST_RESTARTS - FREE_RESTARTS)
+    ends = decide(entry, Restarted()).entry.ended
+    assert ends == (state in {UpdateState.RECEIVED, UpdateState.VERIFYING})
+
+
+def test_a_move_forgets_earlier_restarts() -> None:
+    entry = replace(NEW, restarts=7)
+    assert decide(entry, Fits()).entry.restarts == 0

@@ -8,11 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edge_agent.errors import OutboxFull, StoreBusy, StoreFailed, StoreMissing
 from edge_agent.journal import Asked, Change, Report
 from edge_agent.queue_bounds import QueueLimits
+from edge_agent.release import Former, Release
+from edge_agent.release_plan import PlannedTarget, ReleasePlan
 from edge_agent.sqlite import MOST_SET_ASIDE, load_migrations
 from edge_agent.store import Store
 from shared.messages import Command, CommandTarget, Rejected, Status
@@ -136,6 +139,68 @@ async def test_a_greater_attempt_makes_a_live_smaller_one_give_way(store: Store)
     assert [(one.attempt, one.asked) for one in await store.live()] == [(1, Asked.REPLACE), (2, None)]
 
 
+def make_release(job_id: str = "job-1", *, revision: int = 1, **other: Any) -> Command:
+    targets = tuple(
+        make_command(component=name, revision=revision).targets[0] for name in ("brakes", "display")
+    )
+    return make_command(job_id, revision=revision, targets=targets, **other)
+
+
+async def test_a_command_of_several_components_is_kept_with_all_of_them(store: Store) -> None:
+    await store.take_command(make_release())
+    [entry] = await store.live()
+    assert entry.is_release
+    assert entry.components == {"brakes", "display"}
+    release = Release.of(ReleasePlan(targets=tuple(PlannedTarget(component=n, slots=1) for n in ("a", "b"))))
+    release = release.having("b", touched=True, former=Former(version="1", sha256=None, is_kept=False))
+    [written] = await store.record(Change(entry=replace(entry, release=release, restarts=3)))
+    assert (written.release, written.restarts) == (release, 3)
+    await store.take_command(make_release(revision=2))
+    [entry] = await store.live()
+    assert [one.url for one in entry.targets] == ["http://office/2"] * 2
+    assert entry.release == release
+
+
+async def test_another_second_component_is_not_a_fresh_url(store: Store) -> None:
+    await store.take_command(make_release())
+    first, second = make_release(revision=2).targets
+    other = msgspec.structs.replace(second, document='{"another": 1}')
+    await store.take_command(make_command(revision=2, targets=(first, other)))
+    [entry] = await store.live()
+    assert [one.url for one in entry.targets] == ["http://office/1"] * 2
+
+
+@pytest.mark.parametrize("component", ["brakes", "display"])
+async def test_any_common_component_makes_the_older_job_give_way(store: Store, component: str) -> None:
+    await store.take_command(make_release("job-1"))
+    await store.take_command(make_command("job-2", component="wings"))
+    await store.take_command(make_command("job-3", component=component))
+    assert [(one.job_id, one.asked) for one in await store.live()] == [
+        ("job-1", Asked.REPLACE),
+        ("job-2", None),
+        ("job-3", None),
+    ]
+
+
+async def test_an_older_database_gets_the_new_columns(tmp_path: Path) -> None:
+    path = tmp_path / "agent.db"
+    with sqlite3.connect(path) as db:
+        db.executescript(load_migrations()[0] + "PRAGMA user_version = 1;")
+        db.execute("INSERT INTO about VALUES (1, 'store-1', 0, '2027-01-01T00:00:00+00:00')")
+        db.execute(
+            "INSERT INTO journal (job_id, attempt, revision, state, command, created_at, updated_at)"
+            " VALUES ('job-1', 1, 1, 'flashing', ?, ?, ?)",
+            (make_command().to_json().decode(), *["2027-01-01T00:00:00+00:00"] * 2),
+        )
+    db.close()
+    async with Store.open(path, read_only=True) as look:
+        assert [one.restarts for one in await look.jobs()] == [0]
+    async with Store.open(path) as store:
+        [entry] = await store.live()
+        assert (entry.state, entry.release, entry.restarts) == (UpdateState.FLASHING, None, 0)
+        assert store.store_id == "store-1"
+
+
 async def test_a_cancel_is_asked_of_the_updater(store: Store) -> None:
     await store.take_command(make_command(revision=1))
     await store.take_command(make_command(revision=2, kind="cancel"))
@@ -168,7 +233,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown requirement": ({"requires": ("install", "teleport")}, "unsupported"),
     "an unknown kind": ({"kind": "dance"}, "unsupported"),
     "diag is for later agents": ({"kind": "diag"}, "unsupported"),
-    "several components": ({"targets": make_command().targets * 2}, "unsupported"),
+    "a component twice": ({"targets": make_command().targets * 2}, "bad_message"),
     "no target": ({"targets": ()}, "bad_message"),
 }
 
@@ -198,7 +263,7 @@ async def test_a_refusal_does_not_end_a_job_that_goes_on(store: Store) -> None:
 
 
 async def test_every_known_feature_may_be_required(store: Store) -> None:
-    requires = ("install", "cancel", "fresh-url", "doc-ed25519", "uds")
+    requires = ("install", "cancel", "fresh-url", "doc-ed25519", "uds", "release")
     await store.take_command(make_command(requires=requires))
     assert len(await store.live()) == 1
 
