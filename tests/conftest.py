@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
@@ -19,6 +20,18 @@ from control_plane.migrate import migrate
 # What simulated parts log beside a command that runs in the test's own process is none of its output;
 # pytest keeps it and shows it when the test fails.
 structlog.configure(logger_factory=structlog.stdlib.LoggerFactory())
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """A command that runs in this process sets its logs up, to a stream that ends with the test."""
+    root = logging.getLogger()
+    handlers, level, configured = root.handlers[:], root.level, structlog.get_config()
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.configure(**configured)
+
 
 # Every row goes, sequences begin anew; foreign keys and triggers are off meanwhile.
 _EMPTY = """

@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 
 from cli.main import dispatch
 from shared.trust.keys import new_key
-
-
-@pytest.fixture(autouse=True)
-def _logs_as_before() -> Iterator[None]:
-    """`agent run` sends all logs of its process to stderr, which here is only borrowed."""
-    root = logging.getLogger()
-    handlers, level, configured = root.handlers[:], root.level, structlog.get_config()
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.configure(**configured)
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from typer.testing import CliRunner, Result
 
 from edge_agent import cli_hands
@@ -124,12 +123,6 @@ class Desk:
             assert entry is not None
             report = Report(status=TruckStatus.DOWNLOADING, step="x")
             await store.record(Change(entry=replace(entry, state=state), report=report))
-
-
-@pytest.fixture(autouse=True)
-def _logs_go_nowhere_near_stdout() -> None:
-    """Here the agent's part runs beside the command that is typed; in a truck it is another process."""
-    structlog.configure(logger_factory=structlog.stdlib.LoggerFactory())
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import selectors
 import signal
@@ -18,7 +17,6 @@ from typing import Any
 
 import can
 import pytest
-import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -259,17 +257,6 @@ def test_an_image_is_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "version 2.0.0, 4096 bytes, SHA-256" in capsys.readouterr().out
 
 
-@pytest.fixture
-def _logs_as_before() -> Iterator[None]:
-    """Commands that run in this process send its logs to a stream that ends with the test."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    structlog.reset_defaults()
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
 def call(*words: object) -> int:
     """A command in this process; typer ends by SystemExit."""
     try:
@@ -278,7 +265,6 @@ def call(*words: object) -> int:
         return int(end.code or 0)
 
 
-@pytest.mark.usefixtures("_logs_as_before")
 def test_wrong_use_is_one_sentence(
     tmp_path: Path, files: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
