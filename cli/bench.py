@@ -19,7 +19,10 @@ from shared.logs import set_up_logs
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-BENCHES = {"flash": ("cli.benches.flash", "flashing over CAN: the wire's ceiling, the host's own cost")}
+BENCHES = {
+    "flash": ("cli.benches.flash", "flashing over CAN: the wire's ceiling, the host's own cost"),
+    "agent": ("cli.benches.agent", "the truck's gateway: memory, CPU, wear, backlog, deltas, trust"),
+}
 MISSED = 1
 
 

@@ -7,10 +7,14 @@ from typing import Annotated
 
 import typer
 
+from cli.device_ecus import ecus_app, find_ecus, print_ecus
+from cli.local_installs import MOST_BESIDE_A_DEVICE, find_installs, print_installs
 from cli.office import AsJson, OfficeClient, print_json, print_rows, short_time, with_office
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+app.add_typer(ecus_app, name="ecus")
 
+MOST_ALARMS = 20
 DeviceId = Annotated[str, typer.Argument(help="The truck's id: 1 to 64 letters, digits, '_' or '-'.")]
 
 
@@ -66,6 +70,44 @@ def token(
         typer.echo(made["token"])
 
 
+@app.command()
+@with_office
+def certificates(
+    client: OfficeClient,
+    device_id: DeviceId,
+    as_json: AsJson = False,
+) -> None:
+    """The client certificates that a truck was given, the newest first."""
+    found = client.call("GET", f"/devices/{device_id}/certificates")["items"]
+    if as_json:
+        print_json(found)
+        return
+    print_rows(
+        ((one["serial"], one["state"], one["issued_for"], short_time(one["not_after"])) for one in found),
+        ("serial", "state", "issued for", "good until (UTC)"),
+        title=f"Certificates of {device_id}",
+        none=f"{device_id} has been given no certificate.",
+    )
+
+
+@app.command()
+@with_office
+def revoke(
+    client: OfficeClient,
+    device_id: DeviceId,
+    as_json: AsJson = False,
+) -> None:
+    """Take certificates, token and password from a truck: it connects nowhere until it is enrolled anew."""
+    taken = client.call("POST", f"/devices/{device_id}/revocation")
+    if as_json:
+        print_json(taken)
+    else:
+        typer.echo(
+            f"{device_id} is revoked ({taken['certificates']} certificates);"
+            f" let it in again with: quarry device token {device_id}"
+        )
+
+
 @app.command("list")
 @with_office
 def list_devices(
@@ -104,10 +146,15 @@ def show(
     device_id: DeviceId,
     as_json: AsJson = False,
 ) -> None:
-    """One truck and its ECUs."""
+    """One truck: its components, what each ECU runs by its signed word, its open alarms, and what people
+    installed there.
+    """
     device = client.call("GET", f"/devices/{device_id}")
+    ecus = find_ecus(client, device_id)
+    alarms = [] if ecus is None else client.pages("/alarms", most=MOST_ALARMS, device_id=device_id)
+    installs = find_installs(client, most=MOST_BESIDE_A_DEVICE, device_id=device_id)
     if as_json:
-        print_json(device)
+        print_json({**device, "ecus": ecus, "alarms": alarms, "local_installs": installs})
         return
     link, seen = "online" if device["online"] else "offline", short_time(device["last_seen_at"]) or "never"
     print_rows(
@@ -125,3 +172,11 @@ def show(
         title=f"{device['device_id']} {device['name']} ({link}, last seen {seen})",
         none=f"{device_id} has no components.",
     )
+    if ecus is not None:
+        print_ecus(ecus)
+    if installs:
+        print_installs(installs, title="Installed by people at the truck")
+    for one in alarms:
+        typer.echo(
+            f"ALARM {one['alarm']} {one['serial']}: {one['detail']} (quarry alarm ack {one['alarm_id']})"
+        )

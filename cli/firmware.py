@@ -39,7 +39,7 @@ def list_firmwares(
         ),
         ("firmware", "kind", "version", "hardware", "bytes", "state", "published"),
         title="Firmware",
-        none="Nothing is published yet: quarry release publish --help",
+        none="Nothing is published yet: quarry release document publish --help",
     )
 
 

@@ -33,6 +33,7 @@ class Arch(StrEnum):
 class Python(StrEnum):
     """The gateway's interpreter."""
 
+    PY310 = "3.10"
     PY311 = "3.11"
     PY312 = "3.12"
     PY313 = "3.13"

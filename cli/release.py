@@ -1,128 +1,36 @@
-"""`quarry release`: from an image on the engineer's desk, or in CI, to a signed, published firmware."""
+"""`quarry release`: signed releases from an image on the engineer's desk, or in CI, to the office.
+
+Everything but `upload`, `list` and `document publish` works without a network and without an office: on a
+desk, in CI, and, by signing bundles, with an air-gapped machine that holds the keys. No private key is ever
+written but by `keygen` and `--new-keys`. A first release, with the commands one below the other, stands in
+cli/README.md.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
-from cli.office import UPLOAD_TIMEOUT_S, AsJson, OfficeClient, print_json, with_office
-from cli.release_files import KEY_SECRET_VARIABLE, FileTrouble, read_file, write_new
-from cli.release_repo import repo_app
-from shared.release import MAX_IMAGE_BYTES, FirmwareSpec
-from shared.trust.document import MAX_DOCUMENT_BYTES, make_document, read_unverified, verify_document
-from shared.trust.keys import key_ring, load_signer, new_key
+from cli.release_add import add_app
+from cli.release_begin import begin_app
+from cli.release_director import director_app
+from cli.release_document import document_app
+from cli.release_edit import edit_app
+from cli.release_options import BEGIN, KEEP
+from cli.release_reference import reference_app
+from cli.release_sign import root_app, sign_app
+from cli.release_upload import upload_app
+from cli.release_usb import usb_app
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
-app.add_typer(repo_app, name="repo")
-
-ImageFile = Annotated[Path, typer.Option("--image", help="The ECU's image: raw binary, as it lies in flash.")]
-DocumentFile = Annotated[Path, typer.Option("--document", help="The signed document, from `release sign`.")]
-
-
-def passphrase() -> bytes | None:
-    """The private key's passphrase from the environment; None when there is none."""
-    value = os.environ.get(KEY_SECRET_VARIABLE)
-    return value.encode() if value else None
-
-
-@app.command()
-def keygen(
-    out: Annotated[Path, typer.Option(help="Where to write the private key; the public one is OUT.pub.")],
-) -> None:
-    """Make an Ed25519 firmware key pair. Keep the private half offline; trucks get the public one.
-
-    With the environment variable QUARRY_KEY_PASSPHRASE set, the private key is encrypted.
-    """
-    public_file = out.with_name(f"{out.name}.pub")
-    if public_file.exists():
-        raise FileTrouble(f"{public_file} is there already and is not overwritten")
-    private, public = new_key(passphrase())
-    write_new(out, private, mode=0o600)
-    write_new(public_file, public, mode=0o644)
-    sealed = "encrypted" if passphrase() else f"NOT encrypted: set {KEY_SECRET_VARIABLE} to encrypt it"
-    typer.echo(f"private key {out} ({sealed}); public key for the trucks {public_file}")
-
-
-@app.command()
-def sign(
-    image: ImageFile,
-    key: Annotated[Path, typer.Option(help="The private key, from `release keygen`.")],
-    kind: Annotated[str, typer.Option(help="The kind of ECU that it is for, for example brake-controller.")],
-    hardware: Annotated[list[str], typer.Option(help="A hardware revision that it runs on; once for each.")],
-    version: Annotated[str, typer.Option(help="Its version, for example 1.1.0.")],
-    counter: Annotated[int, typer.Option(min=0, help="Release counter: a number that only grows per kind.")],
-    out: Annotated[Path, typer.Option(help="Where to write the signed document.")],
-    days: Annotated[
-        int, typer.Option(min=1, max=36_500, help="For how many days it may be installed.")
-    ] = 365,
-) -> None:
-    """Sign an image: its hash, length, ECU kind, hardware and version, with the offline key."""
-    content = read_file(image, MAX_IMAGE_BYTES)
-    spec = FirmwareSpec(
-        kind=kind,
-        hardware=tuple(hardware),
-        version=version,
-        release_counter=counter,
-        length=len(content),
-        sha256=hashlib.sha256(content).hexdigest(),
-    )
-    signer = load_signer(read_file(key, MAX_DOCUMENT_BYTES), passphrase())
-    write_new(out, make_document(spec, signer, datetime.now(UTC) + timedelta(days=days)), mode=0o644)
-    typer.echo(f"{kind} {version}: {spec.length} bytes, SHA-256 {spec.sha256}, signed in {out}")
-
-
-@app.command()
-def show(
-    document: DocumentFile,
-    public_key: Annotated[
-        list[Path] | None, typer.Option(help="Check the signature by this public key; may be given often.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """What a document says. Without --public-key nobody has checked who says so."""
-    raw = read_file(document, MAX_DOCUMENT_BYTES)
-    if public_key:
-        ring = key_ring([read_file(path, MAX_DOCUMENT_BYTES) for path in public_key])
-        spec, checked = verify_document(raw, ring, now=datetime.now(UTC)), True
-    else:
-        spec, checked = read_unverified(raw), False
-    facts = {
-        "kind": spec.kind,
-        "version": spec.version,
-        "hardware": list(spec.hardware),
-        "release_counter": spec.release_counter,
-        "length": spec.length,
-        "sha256": spec.sha256,
-        "signature_checked": checked,
-    }
-    if as_json:
-        print_json(facts)
-        return
-    for name, value in facts.items():
-        typer.echo(f"{name:<18} {', '.join(value) if isinstance(value, list) else value}")
-
-
-@app.command()
-@with_office
-def publish(
-    client: OfficeClient,
-    image: ImageFile,
-    document: DocumentFile,
-    notes: Annotated[str, typer.Option(help="What changed, for those who read it later.")] = "",
-    as_json: AsJson = False,
-) -> None:
-    """Give a signed firmware to the office. Repeating it changes nothing."""
-    files = {
-        "document": ("document.json", read_file(document, MAX_DOCUMENT_BYTES), "application/json"),
-        "image": ("image.bin", read_file(image, MAX_IMAGE_BYTES), "application/octet-stream"),
-    }
-    made = client.call("POST", "/firmwares", files=files, data={"notes": notes}, timeout=UPLOAD_TIMEOUT_S)
-    if as_json:
-        print_json(made)
-    else:
-        typer.echo(f"published {made['kind']} {made['version']} as {made['firmware_id']}")
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Signed releases: what is signed offline decides, the office only chooses among it.\n\n"
+    "The usual way: keygen and init once, root sign; then for each release add, add-release, sign,"
+    " publish, upload. `show` says what is missing at any moment.",
+)
+for part in (begin_app, reference_app, add_app, sign_app, edit_app, upload_app, usb_app):
+    app.add_typer(part)
+app.add_typer(root_app, name="root", rich_help_panel=BEGIN)
+app.add_typer(director_app, name="director", rich_help_panel=BEGIN)
+app.add_typer(document_app, name="document", rich_help_panel=KEEP)

@@ -1,8 +1,7 @@
-"""Signers at the desk: key files that are encrypted at rest, and keys that never leave a PKCS#11 token.
+"""Signers at the desk: key files that are encrypted at rest, and keys that lie in a PKCS#11 token or Vault.
 
-A key file is PKCS#8 in PEM, as `quarry release repo keygen` writes it. A token reference is a JSON file
-`{"signer": "hsm:2?label=release", "public_key": "-----BEGIN PUBLIC KEY-----..."}`: the address is that
-of securesystemslib's signer for it, whose library and PIN the environment names (PYKCS11LIB). The
+A key file is PKCS#8 in PEM, as `quarry release keygen` writes it. A key reference is a JSON file
+(`control_plane.director.key_references`) that names a token's key, `hsm:2?label=release`, or Vault's. The
 passphrase, or PIN, comes from a file descriptor, the environment or, at a terminal, a question.
 """
 
@@ -14,13 +13,18 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from securesystemslib.exceptions import Error as SigningError
-from securesystemslib.signer import Key, SecretsHandler, Signer
+from securesystemslib.signer import Key, Signer
 
 from cli.release_files import KEY_SECRET_VARIABLE, read_file
+from control_plane.director.key_references import (
+    Opening,
+    is_reference,
+    open_reference,
+    public_key_of,
+    read_references,
+)
 from shared.trust.document import MAX_DOCUMENT_BYTES
 from shared.trust.keys import BadKey, load_role_key, load_signer
 from shared.trust.uptane.repository import RoleKeys
@@ -32,11 +36,6 @@ PassphraseFd = Annotated[
         help="Read the passphrase from this open file descriptor; else QUARRY_KEY_PASSPHRASE is it."
     ),
 ]
-
-
-class _TokenReference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    signer: str
-    public_key: str
 
 
 def secret(passphrase_fd: int | None, what: str, *, new: bool = False) -> str:
@@ -75,8 +74,9 @@ def open_signers(paths: list[Path], passphrase_fd: int | None) -> list[Signer]:
     found: list[Signer] = []
     for path in paths:
         raw = read_file(path, MAX_DOCUMENT_BYTES)
-        if raw.lstrip().startswith(b"{"):
-            found.append(_token(raw, path, ask))
+        if is_reference(raw):
+            opening = Opening(folder=path.parent, ask=ask)
+            found += [open_reference(one, opening, str(path)) for one in read_references(raw, str(path))]
         elif b"ENCRYPTED" in raw:
             found.append(load_signer(raw, ask(str(path)).encode()))
         else:
@@ -85,41 +85,24 @@ def open_signers(paths: list[Path], passphrase_fd: int | None) -> list[Signer]:
 
 
 def open_public(paths: list[Path], threshold: int) -> RoleKeys:
-    """Public keys of a role from PEM files or token references. Raises BadKey."""
+    """Public keys of a role from PEM files or key references. Raises BadKey."""
     return RoleKeys(keys=tuple(public_key(path) for path in paths), threshold=threshold)
 
 
 def public_key(path: Path) -> Key:
-    """The public key of a PEM file or a token reference. Raises BadKey."""
+    """The public key of a PEM file or a key reference. Raises BadKey."""
     raw = read_file(path, MAX_DOCUMENT_BYTES)
-    if raw.lstrip().startswith(b"{"):
-        return load_role_key(_reference(raw, path).public_key.encode())
-    return load_role_key(raw)
-
-
-def _reference(raw: bytes, path: Path) -> _TokenReference:
-    try:
-        return msgspec.json.decode(raw, type=_TokenReference)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadKey(f"{path} is no token reference: {error}") from error
-
-
-def _token(raw: bytes, path: Path, ask: SecretsHandler) -> Signer:
-    reference = _reference(raw, path)
-    if not reference.signer.startswith("hsm:"):
-        raise BadKey(f"{path}: {reference.signer[:80]!r} is not the address of a token, hsm:...")
-    try:
-        return Signer.from_priv_key_uri(reference.signer, load_role_key(reference.public_key.encode()), ask)
-    except (SigningError, ValueError, OSError) as error:
-        raise BadKey(
-            f"{path}: the token can't be used: {error}",
-            advice="Install python-pkcs11 and let PYKCS11LIB name the token's library.",
-        ) from error
+    if not is_reference(raw):
+        return load_role_key(raw)
+    references = read_references(raw, str(path))
+    if len(references) != 1:
+        raise BadKey(f"{path} names {len(references)} keys", advice="Name one key in each file.")
+    return public_key_of(references[0])
 
 
 def _encrypt_advice(path: Path, raw: bytes) -> str:
     try:
         load_pem_private_key(raw, None)
     except (ValueError, TypeError):
-        return "Give a private key as `quarry release repo keygen` writes it."
+        return "Give a private key as `quarry release keygen` writes it."
     return f"Encrypt it: openssl pkcs8 -topk8 -in {path} -out {path}.enc"

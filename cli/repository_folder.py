@@ -2,8 +2,9 @@
 
     repository.json   kind and lives of the roles
     drafts/           metadata that gathers signatures
-    waiting/          images of drafts, where they will be served
-    public/           N.root.json, N.snapshot.json, N.ROLE.json, timestamp.json, targets/FOLDER/HASH.FILE
+    waiting/          images of drafts and deltas to them, where they will be served
+    public/           N.root.json, N.snapshot.json, N.ROLE.json, timestamp.json, targets/FOLDER/HASH.FILE,
+                      deltas/HASH.HASH (from one image to another; unsigned, see cli.release_delta)
 
 Written so that a reader, or a power cut, at any moment finds a whole repository: images first, then
 metadata under new names, timestamp.json last, by rename. One process edits at a time.
@@ -12,6 +13,7 @@ metadata under new names, timestamp.json last, by rename. One process edits at a
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,11 +25,14 @@ import msgspec
 from tuf.api.metadata import Metadata, TargetFile
 
 from cli.release_files import FileTrouble, read_file
+from shared.release import MAX_IMAGE_BYTES
 from shared.trust.uptane.matching import served_name
 from shared.trust.uptane.repository import Lives, Repository, RepositoryTrouble
 from shared.trust.uptane.repository_edit import targets_roles
 from shared.trust.uptane.roles import MOST_TARGETS_BYTES
 from shared.trust.uptane.store import RepositoryName
+
+DELTAS = "deltas"
 
 
 class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,6 +94,22 @@ class RepositoryFolder:
         place.parent.mkdir(parents=True, exist_ok=True)
         replace_file(place, data)
 
+    def keep_delta(self, base_sha256: str, sha256: str, data: bytes) -> None:
+        """Put a delta where `save` finds it once the image that it makes is published."""
+        place = self.path / "waiting" / DELTAS
+        place.mkdir(parents=True, exist_ok=True)
+        replace_file(place / f"{base_sha256}.{sha256}", data)
+
+    def read_image(self, target: TargetFile) -> bytes | None:
+        """The image of a target, published or drafted; None when it is not here, or is another one."""
+        name = PurePosixPath(served_name(target.path, target.hashes["sha256"]))
+        for folder in (self.public, self.path / "waiting"):
+            if (folder / name).exists():
+                image = read_file(folder / name, MAX_IMAGE_BYTES)
+                if hashlib.sha256(image).hexdigest() == target.hashes["sha256"]:
+                    return image
+        return None
+
     def save(self, repository: Repository) -> None:
         """Write what changed, in the order that keeps `public` whole."""
         self._release_images(repository)
@@ -109,6 +130,23 @@ class RepositoryFolder:
             if waiting.exists():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 waiting.replace(place)
+        self._release_deltas(repository)
+
+    def _release_deltas(self, repository: Repository) -> None:
+        """Deltas go where their images are: into the open, or, once those are withdrawn, away."""
+        out = {one.hashes["sha256"] for one in published_targets(repository).values()}
+        coming = out | {one.hashes["sha256"] for one in coming_targets(repository).values()}
+        waiting, place = self.path / "waiting" / DELTAS, self.public / DELTAS
+        for delta in waiting.glob("*.*"):
+            sha256 = delta.name.partition(".")[2]
+            if sha256 in out:
+                place.mkdir(exist_ok=True)
+                delta.replace(place / delta.name)
+            elif sha256 not in coming:
+                delta.unlink()
+        for delta in place.glob("*.*"):
+            if delta.name.partition(".")[2] not in out:
+                delta.unlink()
 
 
 def published_targets(repository: Repository) -> Mapping[str, TargetFile]:
@@ -117,6 +155,17 @@ def published_targets(repository: Repository) -> Mapping[str, TargetFile]:
     if repository.kind == "image":
         for role in targets_roles(repository):
             metadata: Metadata[Any] | None = repository.newest(role)
+            if metadata is not None:
+                found.update(metadata.signed.targets)
+    return found
+
+
+def coming_targets(repository: Repository) -> Mapping[str, TargetFile]:
+    """Every target that the next publication will have, by path."""
+    found: dict[str, TargetFile] = {}
+    if repository.kind == "image" and repository.coming("root") is not None:
+        for role in targets_roles(repository):
+            metadata = repository.coming(role)
             if metadata is not None:
                 found.update(metadata.signed.targets)
     return found

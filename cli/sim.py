@@ -12,8 +12,10 @@ from typing import Annotated
 
 import typer
 
-from cli.sim_mcu import Fault, mcu_app, ready
+from cli.sim_chaos import chaos
+from cli.sim_mcu import mcu_app, ready
 from cli.sim_rom import stm32_rom, stm32_rom_fd
+from cli.sim_truck import truck
 from cli.sim_vehicle import vehicle
 from firmware_flashers.cli_options import number
 from shared.errors import ConfigError
@@ -21,10 +23,8 @@ from shared.logs import set_up_logs
 from sim.can_bus import HubServer
 from sim.mcu.esp_boot import DEFAULT_ESP_MAP
 from sim.mcu.esp_images import build_esp_image
-from sim.mcu.faults import parse_faults
 from sim.mcu.images import build_image
 from sim.mcu.memory import DEFAULT_MAP
-from sim.truck import BITRATE, COMPONENT, HARDWARE, KIND, TruckSettings, run_truck
 
 app = typer.Typer(
     add_completion=False,
@@ -36,6 +36,8 @@ mcu_app.command("stm32-rom")(stm32_rom)
 mcu_app.command("stm32-rom-fd")(stm32_rom_fd)
 app.add_typer(mcu_app, name="mcu")
 app.command("vehicle")(vehicle)
+app.command("chaos")(chaos)
+app.command("truck")(truck)
 
 
 @app.command("bus")
@@ -109,37 +111,3 @@ def image_command(
     sys.stdout.write(
         f"{out}: version {version}, {nbytes} bytes, SHA-256 {hashlib.sha256(data).hexdigest()}\n"
     )
-
-
-@app.command("truck")
-def truck_command(
-    office: Annotated[str, typer.Option(help="The office's URL.")],
-    data: Annotated[Path, typer.Option(help="The truck's folder; everything that survives is in it.")],
-    firmware_key: Annotated[
-        list[Path], typer.Option(help="PEM of a key that signs firmware for this truck; repeatable.")
-    ],
-    enrolment_token: Annotated[
-        str | None, typer.Option(help="The office's one-time token; needed until the truck is enrolled.")
-    ] = None,
-    component: Annotated[str, typer.Option(help="The component's name.")] = COMPONENT,
-    kind: Annotated[str, typer.Option(help="What its MCU says it is.")] = KIND,
-    hardware: Annotated[str, typer.Option(help="Its hardware revision.")] = HARDWARE,
-    bitrate: Annotated[int, typer.Option(help="Bit rate of its CAN bus.")] = BITRATE,
-    image: Annotated[Path | None, typer.Option(help="Factory image, for a truck that is new.")] = None,
-    document: Annotated[Path | None, typer.Option(help="The factory image's signed document.")] = None,
-    fault: Fault = None,
-) -> None:
-    """Run a whole truck: the real agent, a CAN bus and a simulated STM32, in one process."""
-    set_up_logs("quarry-sim-truck")
-    settings = TruckSettings(
-        folder=data,
-        office_url=office,
-        firmware_keys=tuple(firmware_key),
-        component=component,
-        kind=kind,
-        hardware=hardware,
-        bitrate=bitrate,
-        image=image,
-        document=document,
-    )
-    asyncio.run(run_truck(settings, enrolment_token, faults=parse_faults(fault or []), ready=ready))

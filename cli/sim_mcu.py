@@ -30,7 +30,8 @@ from sim.mcu.faults import Faults, parse_faults
 from sim.mcu.isotp import Transport
 from sim.mcu.profile import Downloads, EcuIdentity, Timing
 from sim.mcu.server import Served, Stm32Mcu, factory
-from sim.truck import HARDWARE, KIND, leave_factory, read_file
+from sim.truck import leave_factory, read_file
+from sim.truck_config import HARDWARE, KIND
 
 mcu_app = typer.Typer(no_args_is_help=True, help="Simulated MCUs on a CAN bus.")
 

@@ -20,6 +20,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from control_plane.access.accounts import OfficeAccount, load_office_account
+from control_plane.access.authority import load_authority
+from control_plane.access.broker_tls import BrokerCertificates, BrokerWatch, own_host
+from control_plane.access.certificates import CertificateService
+from control_plane.access.certificates_api import BrokerForTrucks
 from control_plane.access.service import AccessService
 from control_plane.bus.in_process import InProcessBus
 from control_plane.config import OfficeConfig
@@ -38,6 +42,7 @@ from control_plane.event_processor import worker as event_processor
 from control_plane.firmware.service import FirmwareService
 from control_plane.http_app import Rooms, make_app, serving
 from control_plane.jobs.service import JobService
+from control_plane.local_installs.service import LocalInstallService
 from control_plane.loops import Loop, Wake
 from control_plane.metrics import Metrics
 from control_plane.migrate import migrate
@@ -51,6 +56,7 @@ from control_plane.scheduler import worker as scheduler
 from control_plane.storage.folder import FolderFiles
 from control_plane.storage.urls import UrlSigner, load_url_key
 from shared.backoff import Backoff
+from shared.certificates import OFFICE_URI
 from shared.errors import ConfigError
 from shared.logs import get_log
 from shared.topics import CENTRE_READS
@@ -67,12 +73,13 @@ MOST_KEY_BYTES = 16 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class _Servers:
-    """What this process brings along."""
+    """What this process brings along; `certificates` where the broker speaks TLS."""
 
     db: Database
     nats: EmbeddedNats
     account: OfficeAccount
     access: AccessService
+    certificates: BrokerCertificates | None
 
 
 class Office:
@@ -124,13 +131,20 @@ class Office:
         devices = DeviceService(db)
         firmware = FirmwareService(db, files, keys=key_ring(_read_keys(config)))
         jobs = JobService(db, devices, firmware, outbox)
-        resend = Backoff(first_s=config.resend_first_s, most_s=config.resend_most_s, jitter=0.3)
-        commands = CommandService(jobs, devices, firmware, resend=resend)
+        director = self._director(trust, db=db, files=files, firmware=firmware, devices=devices, jobs=jobs)
+        servers.access.gateway_keys = None if director is None else director.director
+        commands = CommandService(
+            jobs,
+            devices,
+            firmware,
+            resend=Backoff(first_s=config.resend_first_s, most_s=config.resend_most_s, jitter=0.3),
+            releases=None if director is None else director.release_jobs,
+        )
 
         bus = InProcessBus(db, letters, most_waiting=config.bus_most_waiting)
         bridge = MqttBridge(bus=bus, db=db, dead_letters=letters, metrics=self.metrics)
         mqtt = Mqtt(
-            host=servers.nats.host,
+            host=own_host(servers.nats.host),
             port=servers.nats.port,
             username=servers.account.user,
             password=servers.account.password,
@@ -138,8 +152,8 @@ class Office:
             subscriptions=CENTRE_READS,
             handler=bridge.handle,
             metrics=self.metrics,
+            tls=None if servers.certificates is None else servers.certificates.office_context,
         )
-        director = self._director(trust, db=db, files=files, devices=devices, jobs=jobs)
         lease = Lease(db=db, name="outbox")
         rooms = Rooms(
             db=db,
@@ -147,16 +161,24 @@ class Office:
             devices=devices,
             firmware=firmware,
             jobs=jobs,
+            local_installs=LocalInstallService(db),
             letters=letters,
             files=files,
             signer=signer,
             metrics=self.metrics,
             outbox=Wake(),
-            mqtt_host=servers.nats.host,
-            mqtt_port=servers.nats.port,
+            broker=BrokerForTrucks(
+                host=config.mqtt_public_host or servers.nats.host,
+                port=servers.nats.port,
+                tls=servers.certificates is not None,
+                ca="" if servers.certificates is None else servers.certificates.trucks_ca,
+            ),
             director=director,
         )
         loops = self._wire(rooms, bus=bus, mqtt=mqtt, commands=commands, lease=lease)
+        if servers.certificates is not None:
+            watch = BrokerWatch(servers.certificates, servers.access)
+            loops["broker.certificate"] = Loop(name="broker.certificate", step=watch.step)
 
         def parts() -> dict[str, bool]:
             return {
@@ -189,16 +211,35 @@ class Office:
             Database(postgres.dsn, most_connections=config.database_connections)
         )
         account = load_office_account(config.data / "office-mqtt.json")
-        user = account.broker_user()
+        required = config.mqtt_client_certificates == "required"
+        user = account.broker_user(OFFICE_URI if required else None)
+        authority = load_authority(config)
+        certificates = BrokerCertificates(config, authority) if config.mqtt_tls else None
+        if certificates is not None:
+            certificates.prepare()
         nats = await stack.enter_async_context(
             EmbeddedNats(
-                config.data / "nats", users=[user], host=config.mqtt_host, port=config.mqtt_port or None
+                config.data / "nats",
+                users=[user],
+                host=config.mqtt_host,
+                port=config.mqtt_port or None,
+                tls=None if certificates is None else certificates.tls,
             )
         )
-        access = AccessService(db, nats, office=user)
+        access = AccessService(
+            db,
+            nats,
+            office=user,
+            certificates=CertificateService(
+                authority,
+                life=timedelta(seconds=config.certificate_life_s),
+                grace=timedelta(seconds=config.certificate_grace_s),
+            ),
+            by_certificate=required,
+        )
         await access.ensure_admin_token(self.token_file)
         await access.load_accounts()
-        return _Servers(db=db, nats=nats, account=account, access=access)
+        return _Servers(db=db, nats=nats, account=account, access=access, certificates=certificates)
 
     def _director(
         self,
@@ -206,6 +247,7 @@ class Office:
         *,
         db: Database,
         files: FolderFiles,
+        firmware: FirmwareService,
         devices: DeviceService,
         jobs: JobService,
     ) -> DirectorRoom | None:
@@ -213,7 +255,14 @@ class Office:
             return None
         life = timedelta(seconds=self.config.director_life_s)
         return make_room(
-            trust, db=db, files=files, devices=devices, jobs=jobs, metrics=self.metrics, life=life
+            trust,
+            db=db,
+            files=files,
+            deltas=firmware.deltas,
+            devices=devices,
+            jobs=jobs,
+            metrics=self.metrics,
+            life=life,
         )
 
     def _wire(
@@ -249,6 +298,7 @@ class Office:
             db=rooms.db,
             devices=rooms.devices,
             jobs=rooms.jobs,
+            local_installs=rooms.local_installs,
             commands=commands,
             dead_letters=rooms.letters,
             mqtt=mqtt,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import os
+import re
 import signal
 import tomllib
 from collections.abc import Mapping
@@ -39,6 +40,8 @@ KILL_POINTS = frozenset(
 )
 """Where a test may have the process killed (SIGKILL), by `kill_at`."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
+CLIENT_CERTIFICATES = ("off", "required")
+_HOST_NAME = re.compile(r"([A-Za-z0-9.:-]{1,253})?")
 MOST_FILE_BYTES = 64 * 1024
 
 
@@ -51,6 +54,19 @@ class OfficeConfig:
     http_port: int = 8080
     mqtt_host: str = "127.0.0.1"
     mqtt_port: int = 1883
+    # TLS on the broker's side, and whether it asks trucks for client certificates ("off" or "required").
+    mqtt_tls: bool = False
+    mqtt_client_certificates: str = "off"
+    # The name by which trucks reach the broker; its certificate and key where a given one is used (PEM).
+    mqtt_public_host: str = ""
+    mqtt_certificate: str = ""
+    mqtt_certificate_key: str = ""
+    # Who signs trucks' certificates, where it is not an authority of this office's own (PEM).
+    ca_certificate: str = ""
+    ca_key: str = ""
+    # How long a truck's certificate is good, and for how long after that it may still be renewed.
+    certificate_life_s: float = 90 * 24 * 3600.0
+    certificate_grace_s: float = 90 * 24 * 3600.0
     # How trucks and operators reach the HTTP side, when a proxy stands in front of it.
     public_url: str = ""
     # PEM files of the public keys that sign firmware: with any, the office refuses what none signed.
@@ -61,6 +77,8 @@ class OfficeConfig:
     director_key: str = ""
     director_roots: str = ""
     director_image_root: str = ""
+    # A 0600 file with the key of the director's role `time`: trucks may ask what time it is. Empty: not.
+    director_time_key: str = ""
     director_life_s: float = 24 * 3600.0
     log_level: str = "info"
     database_connections: int = 10
@@ -78,8 +96,9 @@ class OfficeConfig:
 
     def __post_init__(self) -> None:
         """Raises ConfigError that names the key."""
-        for key in ("http_host", "mqtt_host"):
-            _check_host(key, getattr(self, key))
+        _check_host("http_host", self.http_host, beyond_loopback=False)
+        _check_host("mqtt_host", self.mqtt_host, beyond_loopback=self.mqtt_tls)
+        self._check_certificates()
         _check(self, "http_port", 0, 65535)
         _check(self, "mqtt_port", 0, 65535)
         _check(self, "database_connections", 4, 40)
@@ -99,8 +118,30 @@ class OfficeConfig:
         for key in ("director_key", "director_roots", "director_image_root"):
             if self.director and not getattr(self, key):
                 raise ConfigError(f"{key} is missing, and director is on")
+        if self.director_time_key and not self.director:
+            raise ConfigError("director_time_key: it is used with director = true only")
         if self.kill_at and self.kill_at not in KILL_POINTS:
             raise ConfigError(f"kill_at {self.kill_at!r} is not one of {', '.join(sorted(KILL_POINTS))}")
+
+    def _check_certificates(self) -> None:
+        if self.mqtt_client_certificates not in CLIENT_CERTIFICATES:
+            raise ConfigError(
+                f"mqtt_client_certificates {self.mqtt_client_certificates!r} is not one of"
+                f" {', '.join(CLIENT_CERTIFICATES)}"
+            )
+        if self.mqtt_client_certificates == "required" and not self.mqtt_tls:
+            raise ConfigError("mqtt_client_certificates: certificates need mqtt_tls = true")
+        for one, other in (("mqtt_certificate", "mqtt_certificate_key"), ("ca_certificate", "ca_key")):
+            if bool(getattr(self, one)) != bool(getattr(self, other)):
+                raise ConfigError(f"{one} and {other} go together: one of them is missing")
+        if self.mqtt_certificate and not self.mqtt_tls:
+            raise ConfigError("mqtt_certificate: it is used with mqtt_tls = true only")
+        if not _HOST_NAME.fullmatch(self.mqtt_public_host):
+            raise ConfigError(f"mqtt_public_host {self.mqtt_public_host!r} is no name of a host")
+        if ipaddress.ip_address(self.mqtt_host).is_unspecified and not self.mqtt_public_host:
+            raise ConfigError(f"mqtt_public_host is missing: trucks can't connect to {self.mqtt_host}")
+        _check(self, "certificate_life_s", 3600, 825 * 24 * 3600)
+        _check(self, "certificate_grace_s", 0, 3 * 365 * 24 * 3600)
 
     def reached(self, point: str) -> None:
         """A point where a crash would hurt most. Ends the process without a word if it is `kill_at`."""
@@ -115,15 +156,16 @@ def _check(config: OfficeConfig, key: str, least: float, most: float) -> None:
         raise ConfigError(f"{key} {value} is not {least:g} to {most:g}")
 
 
-def _check_host(key: str, value: str) -> None:
+def _check_host(key: str, value: str, *, beyond_loopback: bool) -> None:
     try:
         loopback = ipaddress.ip_address(value).is_loopback
     except ValueError as error:
         raise ConfigError(f"{key} {value!r} is not an IP address of this machine") from error
-    if not loopback:
+    if not loopback and not beyond_loopback:
         raise ConfigError(
             f"{key} {value}: beyond loopback tokens and images would travel without TLS",
-            advice="Listen on 127.0.0.1 and put a TLS proxy in front; set public_url to its address.",
+            advice="Listen on 127.0.0.1 and put a TLS proxy in front; set public_url to its address."
+            " The broker may listen elsewhere with mqtt_tls = true.",
         )
 
 

@@ -14,6 +14,8 @@ from fastapi import FastAPI, Response
 from pydantic import BaseModel, Field
 
 from control_plane.access import api as access_api
+from control_plane.access import certificates_api
+from control_plane.access.certificates_api import BrokerForTrucks
 from control_plane.access.service import AccessService
 from control_plane.body_limit import MOST_BODY_BYTES, BodyLimit
 from control_plane.db import Database
@@ -25,10 +27,12 @@ from control_plane.director.bundle import MOST_BUNDLE_BYTES
 from control_plane.director.room import DirectorRoom
 from control_plane.errors import Unavailable
 from control_plane.firmware import api as firmware_api
-from control_plane.firmware import upload
+from control_plane.firmware import deltas_api, upload
 from control_plane.firmware.service import FirmwareService
 from control_plane.jobs import api as jobs_api
 from control_plane.jobs.service import JobService
+from control_plane.local_installs import api as local_installs_api
+from control_plane.local_installs.service import LocalInstallService
 from control_plane.loops import Wake
 from control_plane.metrics import Metrics
 from control_plane.storage import files_api
@@ -51,13 +55,13 @@ class Rooms:
     devices: DeviceService
     firmware: FirmwareService
     jobs: JobService
+    local_installs: LocalInstallService
     letters: DeadLetterService
     files: FolderFiles
     signer: UrlSigner
     metrics: Metrics
     outbox: Wake
-    mqtt_host: str
-    mqtt_port: int
+    broker: BrokerForTrucks
     director: DirectorRoom | None = None
 
 
@@ -85,15 +89,24 @@ def make_app(rooms: Rooms, parts: Parts) -> FastAPI:
         BodyLimit,
         most={
             "/api/v1/firmwares": upload.MOST_BODY_BYTES + MOST_BODY_BYTES,
+            deltas_api.PATH: deltas_api.MOST_DELTA_BYTES,
             "/api/v1/image-repository": MOST_BUNDLE_BYTES,
         },
     )
     app.include_router(devices_api.make_router(rooms.devices, rooms.db))
-    app.include_router(
-        access_api.make_router(rooms.access, mqtt_host=rooms.mqtt_host, mqtt_port=rooms.mqtt_port)
-    )
+    app.include_router(access_api.make_router(rooms.access, broker=rooms.broker))
+    app.include_router(certificates_api.make_router(rooms.access, broker=rooms.broker))
     app.include_router(firmware_api.make_router(rooms.firmware, rooms.files.incoming))
-    app.include_router(jobs_api.make_router(rooms.jobs, rooms.db, outbox=rooms.outbox, metrics=rooms.metrics))
+    app.include_router(
+        jobs_api.make_router(
+            rooms.jobs,
+            rooms.db,
+            outbox=rooms.outbox,
+            metrics=rooms.metrics,
+            releases=None if rooms.director is None else rooms.director.release_jobs,
+        )
+    )
+    app.include_router(local_installs_api.make_router(rooms.local_installs))
     app.include_router(dead_letters_api.make_router(rooms.letters))
     app.include_router(files_api.make_router(rooms.files, rooms.signer))
     if rooms.director is not None:

@@ -26,6 +26,14 @@ class Metrics:
         self.commands_sent_total = Counter(
             "commands_sent_total", "Commands published to trucks, by kind.", ["kind"], registry=self.registry
         )
+        self.deltas_offered_total = Counter(
+            "deltas_offered_total", "Targets whose first command offered a delta.", registry=self.registry
+        )
+        self.delta_bytes_spared_total = Counter(
+            "delta_bytes_spared_total",
+            "Bytes by which offered deltas are shorter than their images; a truck may still take the image.",
+            registry=self.registry,
+        )
         self.statuses_total = Counter(
             "statuses_total",
             "Statuses from trucks, by what became of them (applied, late, duplicate, rejected).",
@@ -42,6 +50,11 @@ class Metrics:
             "director_manifests_total",
             "Vehicle manifests, by what became of them (taken, repeated, refused).",
             ["outcome"],
+            registry=self.registry,
+        )
+        self.director_time_tokens_total = Counter(
+            "director_time_tokens_total",
+            "Answers to trucks that asked what time it is.",
             registry=self.registry,
         )
         self.director_alarms_total = Counter(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ Handler = Callable[[Sequence[Received]], Awaitable[None]]
 class Mqtt:
     """The connection as a resource of one process. `run` keeps it up until cancelled.
 
-    `subscriptions` are topic filters, QoS 1.
+    `subscriptions` are topic filters, QoS 1. `tls` is asked, in a thread, for each connection; None: in the
+    clear.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Mqtt:
         subscriptions: Sequence[str],
         handler: Handler,
         metrics: Metrics,
+        tls: Callable[[], ssl.SSLContext] | None = None,
         timeout_s: float = 10.0,
         most_inflight: int = 100,
         backoff: Backoff = OUTAGE_BACKOFF,
@@ -76,6 +79,7 @@ class Mqtt:
         self._subscriptions = [(topic, 1) for topic in subscriptions]
         self._handler = handler
         self._metrics = metrics
+        self._tls = tls
         self._timeout_s = timeout_s
         self._most_inflight = most_inflight
         self._backoff = backoff
@@ -118,6 +122,7 @@ class Mqtt:
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[aiomqtt.Client]:
         """One connection, subscribed; `connected` is true inside."""
+        tls = None if self._tls is None else await asyncio.to_thread(self._tls)
         client = aiomqtt.Client(
             self._host,
             self._port,
@@ -130,6 +135,7 @@ class Mqtt:
             max_queued_incoming_messages=MOST_WAITING,
             max_inflight_messages=self._most_inflight,
             max_concurrent_outgoing_calls=self._most_inflight,
+            tls_context=tls,
             # The end of a longer message would wait for the broker's delayed ACK, 40 ms.
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
         )

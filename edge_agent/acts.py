@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import assert_never
 
+from edge_agent.authority import Authority, Order
 from edge_agent.clock import Clock
 from edge_agent.ecus import ComponentAccess, Ecus, Limits, holds, result_of, runs
-from edge_agent.errors import ImageMissing, LinkLost, OverBudget, UrlExpired
+from edge_agent.errors import ImageMissing, LinkLost, OverBudget, TooSlow, UrlExpired
+from edge_agent.health import HearsBeats
 from edge_agent.interlocks import Interlocks
 from edge_agent.journal import Entry, error_of
 from edge_agent.kept import KeptImages
@@ -37,12 +38,14 @@ from edge_agent.update_events import (
 )
 from edge_agent.verifier import Verifier
 from firmware_flashers.base import FlashError, NotNow
+from shared.causes import Cause
 from shared.errors import OtaError
 from shared.logs import get_log
 from shared.messages import Installed
-from shared.release import FirmwareSpec
+from shared.since_310 import assert_never
 from shared.states import Step
-from shared.trust.document import WrongImage
+from shared.trust.document import TrustError, WrongImage
+from shared.trust.uptane.safety_policy import SafetyPolicy
 
 __all__ = ["Acts", "ComponentAccess", "Downloader", "Limits"]
 
@@ -50,12 +53,13 @@ log = get_log("edge_agent.acts")
 
 
 class Acts:
-    """Performs acts, of an update of one ECU here and of several in `release_acts`."""
+    """Performs acts, of a lone document's update here and of releases in `release_acts`."""
 
     def __init__(
         self,
         *,
         downloader: Downloader,
+        authority: Authority,
         verifier: Verifier,
         components: Mapping[str, ComponentAccess],
         interlocks: Interlocks,
@@ -66,6 +70,7 @@ class Acts:
         journal_id: str,
     ) -> None:
         self._downloader = downloader
+        self._authority = authority
         self._verifier = verifier
         self._interlocks = interlocks
         self._clock = clock
@@ -76,13 +81,17 @@ class Acts:
             Tools(
                 ecus=self._ecus,
                 downloader=downloader,
+                authority=authority,
                 verifier=verifier,
                 kept=kept,
                 planner=planner,
                 unsafe=self._unsafe,
+                rules=interlocks.rules,
                 clock=clock,
                 limits=limits,
                 journal_id=journal_id,
+                hears=interlocks.vehicle if isinstance(interlocks.vehicle, HearsBeats) else None,
+                addresses=interlocks.addresses,
             )
         )
 
@@ -94,8 +103,8 @@ class Acts:
         try:
             if self._kept is not None:
                 keep = {*keep, *await self._kept.hashes()}
-            if entry.is_release:
-                return await self._perform_several(act, entry, keep, on_step)
+            if entry.is_release or (act is Act.LOOK and self._authority.by_release):
+                return await self._perform_release(act, entry, keep, takes_over, on_step)
             match act:
                 case Act.LOOK:
                     return await self._look(entry)
@@ -119,18 +128,23 @@ class Acts:
             return NeedsUrl()
         except OtaError as error:
             touched = entry.is_release and changes and isinstance(error, FlashError) and error.touched
-            return _fault_of(act, error, touched=touched)
+            made = _fault_of(act, error, touched=touched)
+            if isinstance(error, TooSlow) or (isinstance(error, TrustError) and made.kind is FaultKind.PLAIN):
+                await self._authority.refused(error)
+            return made
         except Exception as error:
             # One unforeseen error must neither stop the loop nor leave an ECU behind.
             log.exception("acts.failed", act=act, job_id=entry.job_id)
             wrapped = OtaError(f"{type(error).__name__}: {error}", retryable=True)
             return Fault(error=error_of(wrapped), touched=changes)
 
-    async def installed(self) -> list[Installed]:
+    async def installed(self, *, oldest_s: float = 0.0) -> list[Installed]:
         """What every component says it holds; see Ecus."""
-        return await self._ecus.installed()
+        return await self._ecus.installed(oldest_s=oldest_s)
 
-    async def _perform_several(self, act: Act, entry: Entry, keep: Collection[str], on_step: OnStep) -> Event:
+    async def _perform_release(
+        self, act: Act, entry: Entry, keep: Collection[str], takes_over: bool, on_step: OnStep
+    ) -> Event:
         match act:
             case Act.LOOK:
                 return await self._several.look(entry)
@@ -139,7 +153,9 @@ class Acts:
             case Act.VERIFY:
                 return await self._several.verify(entry)
             case Act.ASK:
-                return self._outside_window(entry) or await self._several.ask(entry)
+                return self._outside_window(entry) or await self._several.ask(
+                    entry, takes_over=takes_over and not entry.is_of_several
+                )
             case Act.FLASH:
                 return await self._several.flash(entry, on_step)
             case Act.ACTIVATE:
@@ -158,40 +174,40 @@ class Acts:
     # --- the acts -----------------------------------------------------------------------------
 
     async def _look(self, entry: Entry) -> Event:
-        target = entry.target
-        access = self._ecus.access(target.component)
-        spec = self._verifier.check_target(target, kind=access.kind, hardware=access.hardware)
+        component = entry.target.component
+        order = (await self._authority.look(entry)).of(component)
+        spec = order.spec
         try:
-            async with self._ecus.reach(target.component, self._limits.identify_s) as flasher:
-                identity = await self._ecus.identify(target.component, flasher)
+            async with self._ecus.reach(component, self._limits.identify_s) as flasher:
+                identity = await self._ecus.identify(component, flasher)
         except FlashError as error:
             # It may sleep: what it is will be asked again before it is flashed.
-            log.warning("acts.component_silent", component=target.component, why=error.message)
+            log.warning("acts.component_silent", component=component, why=error.message)
             return Fits()
-        self._ecus.check(target.component, identity)
+        self._ecus.check(component, identity)
         if runs(identity, spec):
-            await self._verifier.ran(target.component, spec)
-            await self._downloader.note_installed(target.component, spec.sha256)
-            return Holds(result_of(target.component, spec))
+            await self._authority.ran(order)
+            await self._downloader.note_installed(component, spec.sha256)
+            return Holds(result_of(component, spec))
         return Fits()
 
     async def _download(self, entry: Entry, keep: Collection[str], on_step: OnStep) -> Event:
-        target = entry.target
+        order = await self._order(entry)
         path = await self._downloader.fetch(
-            target.url,
-            sha256=target.sha256,
-            length=target.length,
+            order.url,
+            sha256=order.spec.sha256,
+            length=order.spec.length,
             keep=keep,
             progress=lambda done, total: on_step(Step.DOWNLOADING, done, total),
             job_id=entry.job_id,
             urgent=entry.begun,
-            delta=target.delta,
+            delta=order.delta,
         )
         return Fetched(str(path))
 
     async def _check_again(self, entry: Entry) -> Event:
-        spec = self._signed(entry)
-        await self._verifier.check_file(_image_path(entry), spec)
+        order = await self._order(entry)
+        await self._verifier.check_file(_image_path(entry), order.spec)
         return Verified()
 
     async def _ask(self, entry: Entry, takes_over: bool) -> Event:
@@ -203,22 +219,23 @@ class Acts:
         return Ready(takes_over=takes_over)
 
     async def _flash(self, entry: Entry, on_step: OnStep) -> Event:
-        target = entry.target
-        image = await self._verifier.load(_image_path(entry), target, self._signed(entry))
+        component = entry.target.component
+        order = await self._order(entry)
+        image = await self._verifier.load(_image_path(entry), order.spec, order.document)
         # Asked once more, since loading took its time and a repeat comes here directly.
-        unsafe = await self._unsafe(entry, target.component, begun=entry.touched)
+        unsafe = await self._unsafe(entry, component, begun=entry.touched)
         if unsafe is not None:
             return unsafe
         touched = False
         try:
-            async with self._ecus.reach(target.component, self._limits.stage_s) as flasher:
-                identity = await self._ecus.known(target.component, flasher)
+            async with self._ecus.reach(component, self._limits.stage_s) as flasher:
+                identity = await self._ecus.known(component, flasher)
                 if holds(identity, image.spec):
                     if identity.in_bootloader:
                         return Staged()
-                    return Holds(result_of(target.component, image.spec))
+                    return Holds(result_of(component, image.spec))
                 # The last moment before the first erase: the ECU took its time to say who it is.
-                unsafe = await self._unsafe(entry, target.component, begun=entry.touched)
+                unsafe = await self._unsafe(entry, component, begun=entry.touched)
                 if unsafe is not None:
                     return unsafe
                 touched = True
@@ -226,7 +243,7 @@ class Acts:
                     flasher,
                     image,
                     on_step,
-                    look=lambda: self._unsafe(entry, target.component, begun=True),
+                    look=lambda: self._unsafe(entry, component, begun=True),
                     every_s=self._limits.watch_s,
                 )
                 if unsafe is not None:
@@ -247,28 +264,29 @@ class Acts:
         return Activated()
 
     async def _check(self, entry: Entry) -> Event:
-        target = entry.target
-        spec = self._signed(entry)
-        image = await self._verifier.load(_image_path(entry), target, spec)
-        async with self._ecus.reach(target.component, self._limits.check_s) as flasher:
-            await self._ecus.proved(target.component, flasher, image)
+        order = await self._order(entry)
+        component, spec = order.component, order.spec
+        image = await self._verifier.load(_image_path(entry), spec, order.document)
+        async with self._ecus.reach(component, self._limits.check_s) as flasher:
+            await self._ecus.proved(component, flasher, image)
             await flasher.confirm()
-        await self._verifier.ran(target.component, spec)
-        await self._downloader.note_installed(target.component, spec.sha256)
-        await keep_image(self._kept, target, entry.image)
-        return Proved(result_of(target.component, spec))
+        await self._authority.ran(order)
+        await self._downloader.note_installed(component, spec.sha256)
+        await keep_image(self._kept, order, entry.image)
+        return Proved(result_of(component, spec))
 
     # --- what they share ----------------------------------------------------------------------
 
-    def _signed(self, entry: Entry) -> FirmwareSpec:
-        access = self._ecus.access(entry.target.component)
-        return self._verifier.check_target(
-            entry.target, kind=access.kind, hardware=access.hardware, begun=entry.touched
-        )
+    async def _order(self, entry: Entry) -> Order:
+        return (await self._authority.again(entry)).of(entry.target.component)
 
-    async def _unsafe(self, entry: Entry, component: str, *, begun: bool) -> Unsafe | None:
-        no = await self._interlocks.against(component=component, job_id=entry.job_id, begun=begun)
-        return None if no is None else Unsafe(no.why)
+    async def _unsafe(
+        self, entry: Entry, component: str, *, begun: bool, signed: SafetyPolicy | None = None
+    ) -> Unsafe | None:
+        no = await self._interlocks.against(
+            component=component, job_id=entry.job_id, begun=begun, signed=signed
+        )
+        return None if no is None else Unsafe(no.why, no.causes)
 
     def _outside_window(self, entry: Entry) -> Unsafe | None:
         window = entry.command.window if entry.command is not None else None
@@ -276,8 +294,8 @@ class Acts:
         if window is None or window.opens_at <= now < window.closes_at:
             return None
         if now < window.opens_at:
-            return Unsafe(f"the window for flashing opens at {window.opens_at.isoformat()}")
-        return Unsafe(f"the window for flashing closed at {window.closes_at.isoformat()}")
+            return Unsafe.by(Cause("window_opens", window.opens_at.isoformat()))
+        return Unsafe.by(Cause("window_closed", window.closes_at.isoformat()))
 
 
 def _image_path(entry: Entry) -> Path:

@@ -49,12 +49,18 @@ def through(url: str, origin: str | None) -> str:
         raise UnsafeAddress(f"the image's address {url[:200]!r} is no address: {error}") from error
 
 
-def tls_context(ca_file: Path | None) -> ssl.SSLContext:
+def tls_context(ca_file: Path | None, ca_pem: str = "") -> ssl.SSLContext:
     """What servers are believed by: the configured authority alone, or else the system's. Blocks.
 
-    Raises ConfigError.
+    `ca_pem` are authorities that the office named; with any, the system's do not count. Raises ConfigError.
     """
     try:
-        return ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
-    except OSError as error:
-        raise ConfigError(f"office.ca_file: {ca_file} holds no certificates: {error}") from error
+        if not ca_pem:
+            return ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+        context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file), cadata=ca_pem)
+    except (OSError, ValueError) as error:
+        what = "the authority that the office named" if ca_pem else f"office.ca_file: {ca_file}"
+        raise ConfigError(f"{what} holds no certificates: {error}") from error
+    # The named one may be signed by another: it is believed all the same (the default from Python 3.13 on).
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context

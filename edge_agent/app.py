@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,30 +22,38 @@ import structlog
 
 from edge_agent.addresses import tls_context
 from edge_agent.asks import Asks
+from edge_agent.broker_access import broker_of
 from edge_agent.budget import Budget
 from edge_agent.clock import Clock
 from edge_agent.config import AgentConfig
 from edge_agent.counters import Counters
+from edge_agent.directed import DirectedAuthority, bundles_folder
 from edge_agent.downloader import Downloader
 from edge_agent.enrol import Enrolled, who_we_are
+from edge_agent.errors import CountersUnknown
 from edge_agent.inbox import FEATURES
 from edge_agent.inhibit import Inhibitor
 from edge_agent.j1939_vehicle import J1939Vehicle
 from edge_agent.kept import KeptImages
 from edge_agent.liveness import Live, write_live
-from edge_agent.mqtt_connection import Broker
+from edge_agent.memory import rest_lightly
 from edge_agent.mqtt_link import MqttLink
 from edge_agent.notify import Manager, Notifier, Pulses
 from edge_agent.people import Gates
+from edge_agent.renewal import CertificateRenewal
 from edge_agent.store import Store
 from edge_agent.threads import finish_in_thread
-from edge_agent.transfer import Network
+from edge_agent.transfer import Network, OurOffice
 from edge_agent.trial import prove_trial
+from edge_agent.trust_chain import TrustChain, open_trust
+from edge_agent.trusted_time import tls_by
 from edge_agent.updater import ComponentAccess, Updater, no_kill
 from edge_agent.vehicle import BenchVehicle, FileVehicle, Vehicle
 from edge_agent.verifier import Verifier
 from firmware_flashers.registry import open_component
 from shared.logs import get_log
+from shared.messages import Installed
+from shared.since_310 import UTC, TaskGroup, timeout
 
 log = get_log("edge_agent.app")
 
@@ -60,6 +68,10 @@ is for the disk."""
 LINK_PULSE_S = 600.0
 """The link rests 300 s at the most between two sends, and 120 s between two connections that take 60 s."""
 WATCHDOG_EVERY_S = 30.0
+JOURNAL_LOST = "journal_lost"
+"""The alarm of a damaged database that was set aside; the office sees it by the new store_id, too."""
+RECENT_S = 60.0
+"""So old may be what ECUs said of themselves when metadata is judged; each is asked before it is flashed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,14 +117,15 @@ async def run_agent(
     us = await asyncio.to_thread(who_we_are, config)
     with structlog.contextvars.bound_contextvars(device_id=us.device_id):
         async with AsyncExitStack() as stack:
-            link, updater, asks = await _assemble(config, us, stack, kill_points or no_kill, stop)
+            parts = await _assemble(config, us, stack, kill_points or no_kill, stop)
+            link, updater, asks = parts.link, parts.updater, parts.asks
             pulses = Pulses(time.monotonic)
             updater.pulse = pulses.beat("updater", UPDATER_PULSE_S)
             link.pulse = pulses.beat("link", LINK_PULSE_S)
             # Before the first act: an abort that a person left must not come a moment too late.
             await asks.take_all()
             log.info("agent.started", version=AGENT_VERSION, components=len(config.components))
-            async with asyncio.TaskGroup() as tasks:
+            async with TaskGroup() as tasks:
                 running = [
                     tasks.create_task(updater.run(), name="agent.updater"),
                     tasks.create_task(link.run(), name="agent.link"),
@@ -129,9 +142,15 @@ async def run_agent(
                         ),
                         name="agent.trial",
                     ),
-                    tasks.create_task(_tell_what_changed(updater, link), name="agent.manifests"),
-                    tasks.create_task(_show_liveness(config.data_dir, us, link), name="agent.liveness"),
+                    tasks.create_task(_tell_what_changed(updater, link, parts.chain), name="agent.manifests"),
+                    tasks.create_task(parts.renewal.run(), name="agent.renewal"),
+                    tasks.create_task(rest_lightly(), name="agent.memory"),
+                    tasks.create_task(
+                        _show_liveness(config.data_dir, us, link, parts.renewal), name="agent.liveness"
+                    ),
                 ]
+                if parts.chain is not None:
+                    running.append(tasks.create_task(parts.chain.run(), name="agent.trust"))
                 notifier.ready()
                 await stop.wait()
                 notifier.stopping(stop_within_s + 60)
@@ -141,24 +160,51 @@ async def run_agent(
         log.info("agent.stopped")
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """What runs. `chain` is None where no roots are configured: then a command's own document decides."""
+
+    link: MqttLink
+    updater: Updater
+    asks: Asks
+    chain: TrustChain | None
+    renewal: CertificateRenewal
+
+
 async def _assemble(
     config: AgentConfig,
     us: Enrolled,
     stack: AsyncExitStack,
     kill_point: Callable[[str], None],
     stop: asyncio.Event,
-) -> tuple[MqttLink, Updater, Asks]:
+) -> _Parts:
     places = Places(data_dir=config.data_dir)
     office = config.office
-    host = office.mqtt_host or us.mqtt_host
-    encrypted = office.wants_tls(host)
     tls = await asyncio.to_thread(tls_context, office.ca_file)
-    clock = Clock()
+    later = _Later()
     # First of all: its lock says that we are alone here.
-    store = await stack.enter_async_context(Store.open(places.store, now=clock.now, limits=config.queue))
+    store = await stack.enter_async_context(Store.open(places.store, now=later.now, limits=config.queue))
+    counters = await Counters.open(places.counters)
+    kept = KeptImages(places.images)
+    chain = None
+    if config.trust.uptane is not None:
+        chain = await open_trust(
+            config,
+            config.trust.uptane,
+            us,
+            installed=later.installed,
+            recently=later.recently,
+            needed=later.needed,
+            ran=_ran(counters),
+        )
+        later.clock = chain.time.clock()
+        if store.was_replaced:
+            await chain.manifests.alarm(JOURNAL_LOST)
+    clock = later.clock
+    broker = broker_of(config, us, None if chain is None else chain.time)
     downloads = config.downloads
     network = Network(
-        tls=tls,
+        tls=tls if chain is None else partial(tls_by, office.ca_file, chain.time),
         allow_plain=office.allow_plain,
         origin=office.url if office.images_through_url else None,
         idle_timeout_s=downloads.idle_timeout_s,
@@ -167,6 +213,7 @@ async def _assemble(
         bytes_per_s=downloads.bytes_per_s,
         proxy=None if downloads.proxy is None else downloads.proxy.for_httpx(),
         local_folders=downloads.local_folders,
+        office=None if chain is None else OurOffice(base=office.url, token=us.http_token),
     )
     downloader = await stack.enter_async_context(
         Downloader(
@@ -176,38 +223,86 @@ async def _assemble(
             margin_bytes=downloads.free_margin_bytes,
         )
     )
-    updater = Updater(
+    verifier = Verifier(
+        keys=config.trust.keys, threshold=config.trust.threshold, clock=clock, counters=counters
+    )
+    if chain is not None:
+        later.authority = DirectedAuthority(
+            chain,
+            verifier=verifier,
+            kept=kept,
+            bundles=bundles_folder(config.data_dir),
+            installed=later.recently,
+        )
+        # Before the chain may tidy up: what the journal refers to must stay.
+        await later.authority.in_use(await store.live())
+    updater = later.updater = Updater(
         store,
         downloader=downloader,
-        verifier=Verifier(
-            keys=config.trust.keys,
-            threshold=config.trust.threshold,
-            clock=clock,
-            counters=await Counters.open(places.counters),
-        ),
+        verifier=verifier,
+        authority=later.authority,
         components=_components(config),
         vehicle=await _vehicle(config, clock, stack),
         policy=config.policy,
         gates=Gates(data_dir=config.data_dir, clock=clock, holds_folder=config.holds_folder),
         addresses=config.vehicle.addresses,
         clock=clock,
-        kept=KeptImages(places.images),
+        kept=kept,
         kill_point=kill_point,
     )
     link = MqttLink(
-        Broker(
-            host=host,
-            port=office.mqtt_port or us.mqtt_port,
-            device_id=us.device_id,
-            password=us.mqtt_password,
-            tls=tls if encrypted else None,
-        ),
+        broker,
         store,
         agent_version=AGENT_VERSION,
         features=sorted(FEATURES),
         manifest=updater.manifest,
+        metadata_versions=dict if chain is None else chain.metadata_versions,
+        woken=_nobody if chain is None else chain.refresh_soon,
     )
-    return link, updater, Asks(config.data_dir, store, hurry=updater.hurry, restart=stop.set)
+    renewal = CertificateRenewal(
+        config,
+        clock,
+        linked=lambda: link.connected,
+        reconnect=link.reconnect,
+        tls=partial(tls_context, office.ca_file)
+        if chain is None
+        else partial(tls_by, office.ca_file, chain.time),
+    )
+    asks = Asks(config.data_dir, store, hurry=updater.hurry, restart=stop.set)
+    return _Parts(link=link, updater=updater, asks=asks, chain=chain, renewal=renewal)
+
+
+class _Later:
+    """What the store and the trust chain ask of parts that are made after them."""
+
+    clock = Clock()
+    updater: Updater | None = None
+    authority: DirectedAuthority | None = None
+
+    def now(self) -> datetime:
+        return self.clock.now()
+
+    async def installed(self) -> Sequence[Installed]:
+        return () if self.updater is None else await self.updater.installed()
+
+    async def recently(self) -> Sequence[Installed]:
+        return () if self.updater is None else await self.updater.installed(oldest_s=RECENT_S)
+
+    def needed(self) -> Collection[str]:
+        return () if self.authority is None else self.authority.needed()
+
+
+def _ran(counters: Counters) -> Mapping[str, int]:
+    """Release counters from before the trust chain; damaged ones refuse every flash by themselves."""
+    try:
+        return counters.known
+    except CountersUnknown as error:
+        log.error("counters.not_taken_over", why=error.message, advice=error.advice)  # noqa: TRY400
+        return {}
+
+
+def _nobody() -> None:
+    """Nobody is woken."""
 
 
 def _components(config: AgentConfig) -> Mapping[str, ComponentAccess]:
@@ -232,12 +327,14 @@ async def _vehicle(config: AgentConfig, clock: Clock, stack: AsyncExitStack) -> 
     return BenchVehicle()
 
 
-async def _tell_what_changed(updater: Updater, link: MqttLink) -> None:
-    """A manifest after each update that ended."""
+async def _tell_what_changed(updater: Updater, link: MqttLink, chain: TrustChain | None) -> None:
+    """A manifest after each update that ended, and a signed one."""
     while True:
         await updater.ended.wait()
         updater.ended.clear()
         link.send_manifest()
+        if chain is not None:
+            chain.manifests.update_ended()
 
 
 async def _wait_until_whole(updater: Updater, most_s: float) -> None:
@@ -245,7 +342,7 @@ async def _wait_until_whole(updater: Updater, most_s: float) -> None:
     if updater.touching:
         log.warning("agent.stop_delayed", why="an ECU is being flashed", most_s=most_s)
     with suppress(TimeoutError):
-        async with asyncio.timeout(most_s):
+        async with timeout(most_s):
             while updater.touching:
                 await asyncio.sleep(LOOK_EVERY_S)
     if updater.touching:
@@ -277,7 +374,7 @@ async def _tell_manager(notifier: Notifier, updater: Updater, link: MqttLink) ->
         await asyncio.sleep(LIVE_EVERY_S)
 
 
-async def _show_liveness(data_dir: Path, us: Enrolled, link: MqttLink) -> None:
+async def _show_liveness(data_dir: Path, us: Enrolled, link: MqttLink, renewal: CertificateRenewal) -> None:
     """Keep the file that `quarry agent status` reads; written when something in it changed."""
     shown: Live | None = None
     started_at = datetime.now(UTC)
@@ -289,6 +386,7 @@ async def _show_liveness(data_dir: Path, us: Enrolled, link: MqttLink) -> None:
             started_at=started_at,
             connected=link.connected,
             link_error=link.last_error,
+            certificate_error=renewal.error,
         )
         if live != shown:
             # Only for people: an agent whose disk is full must go on.

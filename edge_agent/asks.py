@@ -23,7 +23,7 @@ from msgspec import Meta
 
 from edge_agent.by_hand import No, judge_abort, judge_retry
 from edge_agent.errors import EdgeError
-from edge_agent.safe_files import read_bounded, write_whole
+from edge_agent.safe_files import make_folder, read_bounded, write_whole
 from edge_agent.store import Store
 from edge_agent.threads import finish_in_thread
 from shared.errors import OtaError
@@ -85,7 +85,7 @@ def leave(data_dir: Path, ask: Ask) -> None:
     """
     folder = asks_folder(data_dir)
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(folder)
         if len(_waiting(folder)) >= MOST_WAITING:
             raise TooManyAsks(f"{MOST_WAITING} asks wait for the agent already")
         write_whole(folder / f"{ask.ask_id}.json", msgspec.json.encode(ask))

@@ -10,11 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edge_agent.journal import Asked, Entry
-from shared.ids import new_id
+from shared.ids import LOCAL_JOB, is_local_job, new_id
 from shared.states import UpdateState
-
-LOCAL = "local-"
-"""How the id of a job begins that no office ordered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +27,7 @@ NO_SUCH_JOB = "no_such_job"
 
 def new_local_job() -> str:
     """The id of a job that a person at the truck begins."""
-    return f"{LOCAL}{new_id()}"[:64]
-
-
-def is_local(job_id: str) -> bool:
-    """Whether a person at the truck began it."""
-    return job_id.startswith(LOCAL)
+    return f"{LOCAL_JOB}{new_id()}"
 
 
 def judge_abort(job_id: str, entry: Entry | None) -> No | None:
@@ -66,7 +58,7 @@ def judge_retry(job_id: str, entry: Entry | None) -> No | None:
 def may_begin_again(entry: Entry) -> bool:
     """Whether a job that ended may be begun anew here: one of a person's own, with nothing touched."""
     failed = entry.state in {UpdateState.ERROR, UpdateState.CANCELLED}
-    return is_local(entry.job_id) and failed and entry.command is not None
+    return is_local_job(entry.job_id) and failed and entry.command is not None
 
 
 def _what_then(entry: Entry) -> str:

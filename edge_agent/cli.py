@@ -5,36 +5,38 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
-from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, TextIO, cast
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from edge_agent import cli_consent
+from edge_agent.certificates import BadCertificate, Standing, read_certificate
 from edge_agent.cli_hands import add_to, configured
+from edge_agent.cli_install import add_to as add_install_to
 from edge_agent.cli_self_update import self_update
+from edge_agent.clock import Clock
 from edge_agent.config import AgentConfig
-from edge_agent.enrol import NotEnrolled, read_credentials
+from edge_agent.enrol import Enrolled, read_credentials
 from edge_agent.errors import StoreMissing
 from edge_agent.hold import read_hold
 from edge_agent.journal import Entry
 from edge_agent.liveness import is_running, read_live
+from edge_agent.safe_files import read_bounded
 from edge_agent.store import Store
-from shared.errors import ConfigError, OtaError
+from shared.errors import ConfigError
 from shared.logs import set_up_logs
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
-MUST_BE_MENDED = 78
-"""EX_CONFIG of sysexits.h: a restart can't help; the service file knows it."""
-INTERRUPTED = 130
+TRY_AGAIN = 75
+"""EX_TEMPFAIL of sysexits.h."""
 MOST_SHOWN = 50
+MOST_TOKEN_FILE_BYTES = 4096
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="The agent's configuration, TOML.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document.")]
@@ -49,72 +51,60 @@ def run(config: ConfigFile) -> None:
     78 when the configuration or the enrolment must be mended first, 130 after a second signal, 1
     otherwise.
     """
-    from edge_agent.app import run_agent
-    from edge_agent.log_files import TeeLog
-    from edge_agent.notify import of_environment
+    from edge_agent.service import serve
 
-    try:
-        settings = configured(config)
-        with TeeLog(sys.stderr, settings.data_dir / "log", settings.log_files) as tee:
-            set_up_logs("quarry-agent", level=settings.log_level, stream=cast(TextIO, tee))
-            hurried = asyncio.run(_until_signal(settings, partial(run_agent, notifier=of_environment())))
-    except (ConfigError, NotEnrolled) as error:
-        sys.stderr.write(f"quarry: {error.message} -- {error.advice}\n")
-        raise typer.Exit(MUST_BE_MENDED) from error
-    if hurried:
-        raise typer.Exit(INTERRUPTED)
-
-
-async def _until_signal(config: AgentConfig, run_agent: Any) -> bool:
-    """Run the agent; True when a second signal cut it short."""
-    stop = asyncio.Event()
-    agent = asyncio.create_task(run_agent(config, stop=stop), name="agent")
-
-    def asked() -> None:
-        if stop.is_set():
-            agent.cancel()
-        stop.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked)
-    await asyncio.wait({agent})
-    if agent.cancelled():
-        return True
-    try:
-        agent.result()
-    except BaseExceptionGroup as group:
-        # One task's named error is told like any other; anything else keeps its trace.
-        named, other = group.split(OtaError)
-        if named is None or other is not None:
-            raise
-        raise _first(named) from group
-    return False
-
-
-def _first(group: BaseExceptionGroup[OtaError]) -> OtaError:
-    one = group.exceptions[0]
-    return _first(one) if isinstance(one, BaseExceptionGroup) else one
+    code = serve(config)
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()
 def enroll(
     config: ConfigFile,
     token: Annotated[
-        str, typer.Option("--token", envvar="QUARRY_ENROLMENT_TOKEN", help="The office's one-time token.")
-    ],
+        str | None,
+        typer.Option("--token", envvar="QUARRY_ENROLMENT_TOKEN", help="The office's one-time token."),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option("--token-file", help="A file with the token: other users see a command's words."),
+    ] = None,
 ) -> None:
     """Make this truck known to its office, once. Safe to repeat with the same token.
 
-    Exits 1 when the token is wrong, used or expired, or the office can't be reached.
+    The truck's keys are made here and never leave it. Exits 1 when the token is wrong, used or expired,
+    75 when the office can't be reached or can't do it now: then the same again helps.
     """
-    from edge_agent.enrol import enrol
+    from edge_agent.app import Places
+    from edge_agent.enrol import OfficeUnreachable, enrol
 
+    if (token is None) == (token_file is None):
+        raise typer.BadParameter("give either --token or --token-file")
     set_up_logs("quarry-agent", level="warning")
-    enrolled = asyncio.run(enrol(configured(config), token))
-    sys.stdout.write(
-        f"enrolled as {enrolled.device_id}; the broker is {enrolled.mqtt_host}:{enrolled.mqtt_port}\n"
-    )
+    # Before `configured`, which may become another user: the file is of who typed this.
+    given = token if token_file is None else _token_in(token_file)
+    settings = configured(config)
+    try:
+        enrolled = asyncio.run(enrol(settings, given or ""))
+    except OfficeUnreachable as error:
+        sys.stderr.write(f"quarry: {error.message} -- {error.advice}\n")
+        raise typer.Exit(TRY_AGAIN) from error
+    said = f"enrolled as {enrolled.device_id}; the broker is {enrolled.mqtt_host}:{enrolled.mqtt_port}"
+    if enrolled.certificate:
+        good_until = read_certificate(enrolled.certificate).not_after.isoformat(timespec="seconds")
+        said += f"; the certificate is good until {good_until} and renews itself"
+    sys.stdout.write(f"{said}\n")
+    if is_running(Places(data_dir=settings.data_dir).store):
+        sys.stdout.write(
+            "the agent runs by what it knew before: restart it (systemctl restart quarry-agent)\n"
+        )
+
+
+def _token_in(file: Path) -> str:
+    try:
+        return read_bounded(file, MOST_TOKEN_FILE_BYTES).decode().strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} can't be read: {error}", advice="Name the file with the token.") from error
 
 
 @app.command()
@@ -129,6 +119,7 @@ def status(config: ConfigFile, as_json: AsJson = False) -> None:
         ("truck", found["device_id"] or "not enrolled"),
         ("agent", _agent_words(found)),
         ("office", _link_words(found)),
+        ("certificate", _certificate_words(found["certificate"])),
         ("statuses that wait", found["pending_statuses"]),
         ("held", f"by {found['hold']['by']}: {found['hold']['why']}" if found["hold"] else "no"),
         ("update under way", ", ".join(job["job_id"] for job in found["live_jobs"]) or "none"),
@@ -150,6 +141,45 @@ def _link_words(found: dict[str, Any]) -> str:
     if found["connected"]:
         return "connected"
     return f"not connected: {found['link_error']}" if found["link_error"] else "not connected"
+
+
+def _certificate_words(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "none"
+    if found["standing"] is None:
+        return str(found["error"])
+    words = {
+        Standing.GOOD: "good until {}",
+        Standing.DUE: "good until {}, a newer one is asked for",
+        Standing.ENDS_SOON: "ENDS {}, and no newer one could be had",
+        Standing.ENDED: "ENDED {}, and no newer one could be had",
+        Standing.NOT_YET: "good until {}; this gateway's clock is behind its beginning",
+    }
+    said = words[Standing(found["standing"])].format(found["not_after"])
+    return f"{said}: {found['error']}" if found["error"] else said
+
+
+def _certificate(enrolled: Enrolled | None, error: str) -> dict[str, Any] | None:
+    """The truck's certificate by this gateway's clock; None where the office gave none."""
+    if enrolled is None or not enrolled.certificate:
+        return None
+    try:
+        certificate = read_certificate(enrolled.certificate)
+    except BadCertificate as bad:
+        return {
+            "serial": None,
+            "not_after": None,
+            "renewal_due_at": None,
+            "standing": None,
+            "error": bad.message,
+        }
+    return {
+        "serial": certificate.serial,
+        "not_after": certificate.not_after.isoformat(timespec="seconds"),
+        "renewal_due_at": certificate.due_at.isoformat(timespec="seconds"),
+        "standing": certificate.standing(Clock().now()).value,
+        "error": error,
+    }
 
 
 @app.command()
@@ -194,6 +224,7 @@ async def _status(config: AgentConfig) -> dict[str, Any]:
         "started_at": live.started_at.isoformat(timespec="seconds") if live else None,
         "connected": live.connected if live else False,
         "link_error": live.link_error if live else "",
+        "certificate": _certificate(enrolled, live.certificate_error if live else ""),
         "hold": _hold(config),
         "store_id": None,
         "pending_statuses": 0,
@@ -270,5 +301,6 @@ def _jobs_table(found: list[dict[str, Any]]) -> Table:
 
 
 add_to(app)
+add_install_to(app)
 cli_consent.add_to(app)
 app.command("self-update")(self_update)

@@ -1,4 +1,4 @@
-"""`quarry agent hold, release-hold, abort, retry, install-file, diag`: a person's hands on the truck.
+"""`quarry agent hold, release-hold, abort, retry, diag`: a person's hands on the truck; also `cli_install`.
 
 All of them work with no network, and whether the agent runs or not. What changes the journal is left for
 the agent as an ask (see asks): it takes it up within a second, or when it starts, before anything else.
@@ -12,14 +12,14 @@ import json
 import os
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
 from edge_agent.asks import Ask, leave, new_ask, take_answer
-from edge_agent.by_hand import NO_SUCH_JOB, No, judge_abort, judge_retry, may_begin_again, new_local_job
+from edge_agent.by_hand import NO_SUCH_JOB, No, judge_abort, judge_retry, may_begin_again
 from edge_agent.config import AgentConfig, load_config
 from edge_agent.errors import StoreMissing
 from edge_agent.hold import AlreadyHeld, Hold, release_hold, set_hold
@@ -28,9 +28,8 @@ from edge_agent.liveness import is_running
 from edge_agent.safe_files import act_as_owner
 from edge_agent.store import Store
 from shared.errors import ConfigError
-from shared.messages import Command, CommandKind, CommandTarget, Feature
-from shared.release import FirmwareSpec, Incompatible
-from shared.trust.document import MAX_DOCUMENT_BYTES, TrustError, read_unverified
+from shared.messages import Command
+from shared.since_310 import UTC
 
 REFUSED = 3
 """It can't be done in this state: too late, ended, held already."""
@@ -120,7 +119,7 @@ def abort(config: ConfigFile, job_id: JobId, by: By = "", as_json: AsJson = Fals
     """
     settings = configured(config)
     _check(judge_abort(job_id, _newest(settings, job_id)), as_json=as_json)
-    _ask(settings, new_ask("abort", job_id, by=by or who(), at=datetime.now(UTC)), as_json=as_json)
+    leave_and_wait(settings, new_ask("abort", job_id, by=by or who(), at=datetime.now(UTC)), as_json=as_json)
 
 
 def retry(config: ConfigFile, job_id: JobId, by: By = "", as_json: AsJson = False) -> None:
@@ -141,110 +140,16 @@ def retry(config: ConfigFile, job_id: JobId, by: By = "", as_json: AsJson = Fals
                 "revision": max(entry.revision, entry.command.revision) + 1,
             }
         )
-        _ask(settings, new_ask("install", job_id, by=by or who(), at=at, command=again), as_json=as_json)
+        leave_and_wait(
+            settings, new_ask("install", job_id, by=by or who(), at=at, command=again), as_json=as_json
+        )
         return
     _check(judge_retry(job_id, entry), as_json=as_json)
     if not is_running(settings.data_dir / "agent.db"):
         text = f"the agent does not run; it tries job {job_id} at once when it starts"
         say({"ok": True, "job_id": job_id, "taken": False, "text": text}, text, as_json=as_json)
         return
-    _ask(settings, new_ask("retry", job_id, by=by or who(), at=at), as_json=as_json)
-
-
-def install_file(  # noqa: PLR0917 - given by name, on the command line
-    config: ConfigFile,
-    document: Annotated[Path, typer.Option("--document", help="The signed firmware document.")],
-    image: Annotated[Path, typer.Option("--image", help="The image that it names.")],
-    component: Annotated[str, typer.Option("--component", help="Which one; needed where several fit.")] = "",
-    by: By = "",
-    as_json: AsJson = False,
-) -> None:
-    """Install a signed firmware from a local path or a USB drive, with no network.
-
-    The same trust as a download: signature, component, expiry, and never an older release; the same
-    interlocks. The office hears of it when the link returns. An update of the component that has not
-    touched the ECU yet makes room for it. Exits 0 when the job is in the journal, or will be when
-    the agent starts; 1 when the files are refused, 5 when the agent did not answer.
-    """
-    # Imported while root's rights are there: a Python of another user's home is closed to the agent's.
-    from edge_agent.app import Places
-    from edge_agent.local_image import place_image
-
-    settings = load_config(config)
-    try:
-        # Opened with the rights of whoever asks: a drive may be readable for root only.
-        with document.open("rb") as document_file, image.open("rb") as image_file:
-            raw = document_file.read(MAX_DOCUMENT_BYTES + 1)
-            target, spec = asyncio.run(_judge(settings, raw, component))
-            act_as_owner(settings.data_dir)
-            place_image(
-                image_file,
-                spec,
-                Places(data_dir=settings.data_dir).images,
-                most_stored_bytes=settings.downloads.most_stored_bytes,
-                margin_bytes=settings.downloads.free_margin_bytes,
-            )
-    except OSError as error:
-        raise ConfigError(
-            f"{error.filename or image}: {error.strerror}", advice="Name files that can be read."
-        ) from error
-    job_id = new_local_job()
-    command = Command(
-        command_id=job_id,
-        job_id=job_id,
-        attempt=1,
-        revision=1,
-        kind=CommandKind.INSTALL,
-        requires=(Feature.INSTALL,),
-        targets=(target,),
-    )
-    ask = new_ask("install", command.job_id, by=by or who(), at=datetime.now(UTC), command=command)
-    _ask(settings, ask, as_json=as_json)
-
-
-async def _judge(settings: AgentConfig, raw: bytes, component: str) -> tuple[CommandTarget, FirmwareSpec]:
-    """What a document brings where. Raises TrustError or Incompatible; the agent asks all of it again."""
-    from edge_agent.app import Places
-    from edge_agent.clock import Clock
-    from edge_agent.counters import Counters
-    from edge_agent.local_image import URL
-    from edge_agent.verifier import Verifier
-
-    verifier = Verifier(
-        keys=settings.trust.keys,
-        threshold=settings.trust.threshold,
-        clock=Clock(),
-        counters=await Counters.open(Places(data_dir=settings.data_dir).counters),
-    )
-    claimed = read_unverified(raw)
-    fitting = [
-        one
-        for one in settings.components
-        if one.kind == claimed.kind and (not component or one.component == component)
-    ]
-    if len(fitting) != 1:
-        names = ", ".join(one.component for one in fitting) or "none"
-        raise Incompatible(
-            f"the firmware is for {claimed.kind}; components of this truck that fit: {names}",
-            advice="Choose one of them with --component.",
-        )
-    [chosen] = fitting
-    target = CommandTarget(
-        component=chosen.component,
-        version=claimed.version,
-        sha256=claimed.sha256,
-        length=claimed.length,
-        document=_text(raw),
-        url=URL,
-    )
-    return target, verifier.check_target(target, kind=chosen.kind, hardware=chosen.hardware)
-
-
-def _text(raw: bytes) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise TrustError("the document is no text") from error
+    leave_and_wait(settings, new_ask("retry", job_id, by=by or who(), at=at), as_json=as_json)
 
 
 def diag(
@@ -283,7 +188,7 @@ def _check(no: No | None, *, as_json: bool) -> None:
         refuse(no.code, no.text, as_json=as_json, exit_code=NO_JOB if no.code == NO_SUCH_JOB else REFUSED)
 
 
-def _ask(settings: AgentConfig, ask: Ask, *, as_json: bool) -> None:
+def leave_and_wait(settings: AgentConfig, ask: Ask, *, as_json: bool) -> None:
     """Leave the ask; wait for its answer where an agent runs."""
     leave(settings.data_dir, ask)
     found: dict[str, Any] = {"ok": True, "job_id": ask.job_id, "taken": False}
@@ -311,7 +216,7 @@ def leave_ask(
     settings: AgentConfig, kind: Literal["restart"], job_id: str, *, by: str, at: datetime, as_json: bool
 ) -> None:
     """Leave an ask that is of no job, and say what became of it."""
-    _ask(settings, new_ask(kind, job_id, by=by, at=at), as_json=as_json)
+    leave_and_wait(settings, new_ask(kind, job_id, by=by, at=at), as_json=as_json)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -321,7 +226,6 @@ def add_to(app: typer.Typer) -> None:
         ("release-hold", release),
         ("abort", abort),
         ("retry", retry),
-        ("install-file", install_file),
     ):
         app.command(name)(verb)
     collecting = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)

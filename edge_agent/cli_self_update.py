@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import platform
 import sys
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +19,7 @@ from edge_agent.self_update import Unfit
 from shared.errors import ConfigError, OtaError
 from shared.messages import CommandTarget
 from shared.release import FirmwareSpec
+from shared.since_310 import UTC
 from shared.trust.document import MAX_DOCUMENT_BYTES, read_unverified
 
 KIND = "quarry-agent"

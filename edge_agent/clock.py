@@ -10,7 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
+
+from shared.since_310 import UTC
 
 BUILT_AT = datetime(2026, 11, 24, tzinfo=UTC)
 """Raised with each release of the agent."""

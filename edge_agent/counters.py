@@ -40,11 +40,16 @@ class Counters:
             log.exception("counters.unreadable", path=str(path))
             return cls(path, None)
 
-    def highest(self, component: str) -> int:
-        """The highest counter that the component ran, 0 when none is known. Raises CountersUnknown."""
+    @property
+    def known(self) -> dict[str, int]:
+        """Every component's. Raises CountersUnknown."""
         if self._highest is None:
             raise CountersUnknown(f"{self._path.name} is damaged")
-        return self._highest.get(component, 0)
+        return dict(self._highest)
+
+    def highest(self, component: str) -> int:
+        """The highest counter that the component ran, 0 when none is known. Raises CountersUnknown."""
+        return self.known.get(component, 0)
 
     async def raise_to(self, component: str, counter: int) -> None:
         """Remember that the component ran a firmware of this counter; on the disk when it returns.

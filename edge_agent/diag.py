@@ -18,17 +18,17 @@ import sys
 import tarfile
 import threading
 import time
-import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from edge_agent.credentials import MOST_CREDENTIALS_BYTES
 from edge_agent.errors import EdgeError
 from edge_agent.hold import read_hold
 from edge_agent.liveness import is_running
@@ -36,6 +36,7 @@ from edge_agent.masking import Masker
 from edge_agent.safe_files import act_as_owner
 from edge_agent.store import Store
 from shared.errors import ConfigError, OtaError
+from shared.since_310 import UTC, tomllib
 
 MOST_PART_BYTES = 2 * 1024 * 1024
 MOST_ALL_BYTES = 8 * 1024 * 1024
@@ -211,14 +212,14 @@ def _secrets(
     """Every secret that this truck knows of: of the credentials file, and of files that the keys name."""
     if data_dir is not None:
         try:
-            credentials = msgspec.json.decode(_read(data_dir / "credentials.json", MOST_SECRET_BYTES))
+            credentials = msgspec.json.decode(_read(data_dir / "credentials.json", MOST_CREDENTIALS_BYTES))
         except FileNotFoundError:
             credentials = None
         except (OSError, msgspec.DecodeError) as error:
             problems["credentials.json"] = str(error)
             credentials = None
         for key, value in _values(credentials):
-            if key not in ("device_id", "mqtt_host"):
+            if key not in ("device_id", "mqtt_host", "mqtt_ca", "certificate", "ca_chain"):
                 yield value.encode()
     for key, value in _values(table):
         if not any(word in key for word in _SECRET_KEYS):

@@ -12,7 +12,6 @@ it is fetched instead, and the whole image when anything is wrong with it.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import re
@@ -20,17 +19,18 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
 
 from edge_agent import image_folder
 from edge_agent.addresses import UnsafeAddress
-from edge_agent.errors import LinkLost, NoRoom, UrlExpired
+from edge_agent.errors import LinkLost, NoRoom, NotGiven, UrlExpired
 from edge_agent.image_folder import Found, Part, Room, free_bytes, judge
+from edge_agent.safe_files import make_folder
 from edge_agent.threads import finish_in_thread
 from edge_agent.transfer import Ask, Network, OnBytes, Thinned, Transfer
 from shared.delta import FORMAT, DeltaBroken
 from shared.logs import get_log
 from shared.messages import Delta
+from shared.since_310 import Self
 from shared.trust.document import WrongImage
 
 log = get_log("edge_agent.downloader")
@@ -39,6 +39,8 @@ MARGIN_BYTES = 16 * 1024 * 1024
 """Left free on the disk beside an image: the journal must always find room."""
 MOST_STORED_BYTES = 512 * 1024 * 1024
 MOST_BAD_DELTAS = 64
+MOST_REFUSALS = 3
+"""So often a delta may be refused by what may pass (503): a whole image for a hiccup costs more."""
 ANY_NETWORK = Network()
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -65,15 +67,16 @@ class Downloader:
         self._progress_every_s = progress_every_s
         self._clock = clock
         self._transfer = Transfer(network, clock=clock)
-        self._bad_deltas: dict[str, None] = {}
+        # By the delta's hash: how often it was refused; at MOST_REFUSALS it is not asked for any more.
+        self._bad_deltas: dict[str, int] = {}
         self._busy = False
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self._folder.mkdir, parents=True, exist_ok=True, mode=0o700)
+        await finish_in_thread(make_folder, self._folder)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._transfer.__aexit__()
+        """Nothing is left open."""
 
     def path_of(self, sha256: str) -> Path:
         """Where the whole image is, once it is there."""
@@ -139,7 +142,9 @@ class Downloader:
         Raises LinkLost and OverBudget while the delta itself is on its way.
         """
         whole, base = self.path_of(ask.sha256), self.path_of(delta.base_sha256)
-        if delta.sha256 in self._bad_deltas or delta.format != FORMAT or delta.sha256 == ask.sha256:
+        if self._bad_deltas.get(delta.sha256, 0) >= MOST_REFUSALS:
+            return False
+        if delta.format != FORMAT or delta.sha256 == ask.sha256:
             return False
         if await finish_in_thread(whole.exists):
             return False
@@ -166,19 +171,27 @@ class Downloader:
             except DeltaBroken:
                 await finish_in_thread(image_folder.drop, patch)
                 raise
-        except (DeltaBroken, WrongImage, UrlExpired, NoRoom, UnsafeAddress) as error:
+        except (DeltaBroken, WrongImage, UrlExpired, NoRoom, NotGiven, UnsafeAddress) as error:
+            if isinstance(error, NotGiven) and not error.gone and self._refused(delta.sha256, 1):
+                raise
             # A fresh URL is asked for when the whole image's has ended, too.
             log.warning("delta.not_used", sha256=ask.sha256, code=error.code, why=error.message)
             if isinstance(error, DeltaBroken | WrongImage):
-                self._bad_deltas[delta.sha256] = None
-                if len(self._bad_deltas) > MOST_BAD_DELTAS:
-                    del self._bad_deltas[next(iter(self._bad_deltas))]
+                self._refused(delta.sha256, MOST_REFUSALS)
             return False
         leftovers = (patch, whole.with_suffix(".part"), whole.with_suffix(".doubt"))
         await finish_in_thread(image_folder.settle, made, whole, *leftovers)
         ask.progress(ask.length, ask.length)
         log.info("delta.applied", sha256=ask.sha256, bytes=ask.length, fetched=delta.length)
         return True
+
+    def _refused(self, sha256: str, refusals: int) -> bool:
+        """Count refusals of a delta; whether it may be asked for again."""
+        count = self._bad_deltas.pop(sha256, 0) + refusals
+        self._bad_deltas[sha256] = count
+        if len(self._bad_deltas) > MOST_BAD_DELTAS:
+            del self._bad_deltas[next(iter(self._bad_deltas))]
+        return count < MOST_REFUSALS
 
     async def _bring(self, ask: Ask) -> Path:
         sha256, length = ask.sha256, ask.length

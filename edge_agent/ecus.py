@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
+from edge_agent.clock import boot_s
 from edge_agent.errors import UnknownComponent
 from firmware_flashers.base import FirmwareImage, Flasher, FlashError, Identity, NoAnswer, NotProved
 from shared.errors import BadMessage, OtaError
 from shared.logs import get_log
 from shared.messages import Installed, TargetResult
 from shared.release import FirmwareSpec, Incompatible
+from shared.since_310 import timeout
 
 log = get_log("edge_agent.acts")
 
@@ -48,6 +50,8 @@ class Ecus:
         self._limits = limits
         self._bus = asyncio.Lock()
         self._seen: dict[str, Installed] = {}
+        self._asked_at: dict[str, float] = {}
+        self._asking = asyncio.Lock()
 
     def access(self, component: str) -> ComponentAccess:
         """Raises UnknownComponent."""
@@ -61,7 +65,7 @@ class Ecus:
         """One ECU at a time, for so long at the most. Raises NoAnswer when it takes longer."""
         async with self._bus:
             try:
-                async with asyncio.timeout(limit_s), self.access(component).open() as flasher:
+                async with timeout(limit_s), self.access(component).open() as flasher:
                     yield flasher
             except TimeoutError as error:
                 raise NoAnswer(f"the ECU was not ready after {limit_s:g} s") from error
@@ -69,7 +73,7 @@ class Ecus:
     async def identify(self, component: str, flasher: Flasher) -> Identity:
         """What it says of itself, which is remembered. Raises FlashError."""
         try:
-            async with asyncio.timeout(self._limits.identify_s):
+            async with timeout(self._limits.identify_s):
                 identity = await flasher.identify()
         except TimeoutError as error:
             raise NoAnswer(f"{component} did not say who it is", touched=False) from error
@@ -111,6 +115,7 @@ class Ecus:
 
     def remember(self, component: str, identity: Identity) -> None:
         """For the manifest."""
+        self._asked_at[component] = boot_s()
         said = Installed(
             component=component,
             kind=identity.kind,
@@ -126,24 +131,35 @@ class Ecus:
             self._seen.pop(component, None)
             log.warning("acts.identity_unreadable", component=component, why=error.message)
 
-    async def installed(self) -> list[Installed]:
+    async def installed(self, *, oldest_s: float = 0.0) -> list[Installed]:
         """What every component says it holds. While an ECU is being flashed: what was seen last.
 
-        A component that can't answer is left out, with a log line.
+        A component that can't answer is left out, with a log line. One that was asked less than `oldest_s`
+        ago is not asked again.
         """
-        for component in self._components:
-            if self._bus.locked():
-                break
-            try:
-                async with self.reach(component, self._limits.identify_s) as flasher:
-                    await self.identify(component, flasher)
-            except OtaError as error:
-                self._seen.pop(component, None)
-                log.warning("acts.component_silent", component=component, why=error.message)
-            except Exception:
-                self._seen.pop(component, None)
-                log.exception("acts.component_failed", component=component)
+        # Who asks at the same time is waited for: its turn on the bus is no flash, and hides nothing.
+        async with self._asking:
+            for component in self._components:
+                if self._bus.locked():
+                    break
+                asked_at = self._asked_at.get(component)
+                if asked_at is not None and boot_s() - asked_at < oldest_s:
+                    continue
+                try:
+                    async with self.reach(component, self._limits.identify_s) as flasher:
+                        await self.identify(component, flasher)
+                except OtaError as error:
+                    self._forget(component)
+                    log.warning("acts.component_silent", component=component, why=error.message)
+                except Exception:
+                    self._forget(component)
+                    log.exception("acts.component_failed", component=component)
         return [self._seen[component] for component in self._components if component in self._seen]
+
+    def _forget(self, component: str) -> None:
+        """It did not answer."""
+        self._seen.pop(component, None)
+        self._asked_at[component] = boot_s()
 
 
 def holds(identity: Identity, spec: FirmwareSpec) -> bool:

@@ -51,6 +51,24 @@ class LinkLost(EdgeError):
     advice = "Nothing to do: the download resumes by itself when the link is back."
 
 
+class NotGiven(LinkLost):
+    """Whoever was reached does not give this file. `gone`: there is none (404, 410), else it may pass."""
+
+    code = "not_given"
+    advice = "Nothing to do: it is tried again; if it stays so, publish the image again."
+
+    def __init__(self, message: str, *, gone: bool) -> None:
+        super().__init__(message)
+        self.gone = gone
+
+
+class TooSlow(LinkLost):
+    """An image comes so slowly that it would keep the truck from anything newer."""
+
+    code = "slow_retrieval"
+    advice = "It goes on by itself. If the link is not that slow, look who answers in the office's place."
+
+
 class UrlExpired(EdgeError):
     """The signed URL is over; the office is asked for a fresh one."""
 
@@ -111,11 +129,50 @@ class CountersUnknown(TrustError):
     advice = "Look at the counters file; when it is proved lost by a fault, remove it by hand."
 
 
+class NotSelected(EdgeError):
+    """A command came, and the director selects nothing for this truck."""
+
+    code = "not_selected"
+    retryable = True
+    advice = "Look at the truck's selection in the office: it says why nothing is selected."
+
+
+class NothingSelected(TrustError):
+    """An update that the trust chain never selected, from before it was switched on."""
+
+    code = "nothing_selected"
+    advice = "Start a new job: since the trust chain was switched on a command alone installs nothing."
+
+
+class BadBundle(EdgeError):
+    """A folder is no bundle for this truck."""
+
+    code = "bad_bundle"
+    advice = "Give the folder that `quarry release usb` has made for this truck, whole."
+
+
+class GatewayOnly(TrustError):
+    """An ECU without a check of its own, and a release that does not permit to rely on the gateway alone."""
+
+    code = "gateway_only"
+    advice = "Sign a release whose safety policy says may_flash_gateway_only, if its owner accepts that."
+
+
+class HealthUnknown(EdgeError):
+    """A release asks an ECU to prove what can't be asked on this truck: it does not begin."""
+
+    code = "health_unknown"
+    advice = (
+        "Configure the vehicle's J1939 bus and the component's address on it, or ask in the release for what "
+        "this ECU can tell."
+    )
+
+
 class NoWayBack(EdgeError):
     """An ECU of a release could not be brought back to what it holds, so the release does not begin."""
 
     code = "no_way_back"
     advice = (
-        "Install what the component holds once through the office (or any firmware alone): the truck keeps "
-        "the image from then on. A signed release may also say that it goes forward only."
+        "Install what the component holds once through the office: the truck keeps the image from then on. "
+        "A signed release may also say that it goes forward only (may_go_without_way_back)."
     )

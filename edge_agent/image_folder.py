@@ -6,12 +6,10 @@ is safe on the disk. `bases.json` names the image that each component runs: a de
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from enum import StrEnum
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +19,7 @@ import msgspec
 from edge_agent.errors import NoRoom
 from shared.delta import DeltaBroken, apply_delta
 from shared.logs import get_log
+from shared.since_310 import StrEnum, file_digest
 
 log = get_log("edge_agent.image_folder")
 
@@ -54,7 +53,7 @@ def judge(path: Path, *, sha256: str, length: int) -> Found:
             size = os.fstat(file.fileno()).st_size
             if size != length:
                 return Found(part=Part.SHORT if size < length else Part.TOO_LONG, size=size)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return Found(part=Part.ABSENT)
     return Found(part=Part.GOOD if digest == sha256 else Part.WRONG, size=size, sha256=digest)

@@ -108,7 +108,9 @@ def _refuse(connection: sqlite3.Connection, command: Command, why: OtaError, at:
         waiting = outbox.decode(row["body"])
         if waiting.error is not None and waiting.error.text == error_of(why).text:
             return
-    outbox.queue(connection, job_id=command.job_id, attempt=command.attempt, report=report, at=at)
+    outbox.queue(
+        connection, job_id=command.job_id, attempt=command.attempt, report=report, at=at, begins=command
+    )
 
 
 def _answer_repeat(connection: sqlite3.Connection, command: Command, at: datetime) -> None:
@@ -120,7 +122,9 @@ def _answer_repeat(connection: sqlite3.Connection, command: Command, at: datetim
 def _insert(
     connection: sqlite3.Connection, command: Command, state: UpdateState, report: Report, at: datetime
 ) -> None:
-    told = outbox.queue(connection, job_id=command.job_id, attempt=command.attempt, report=report, at=at)
+    told = outbox.queue(
+        connection, job_id=command.job_id, attempt=command.attempt, report=report, at=at, begins=command
+    )
     targets = command.targets
     connection.execute(
         "INSERT INTO journal"

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from shared.logs import get_log
+from shared.since_310 import timeout
 
 log = get_log("edge_agent.inhibit")
 
@@ -84,7 +85,7 @@ class Inhibitor:
         assert child.stdin is not None
         child.stdin.close()
         try:
-            async with asyncio.timeout(END_WITHIN_S):
+            async with timeout(END_WITHIN_S):
                 await child.wait()
         except TimeoutError:
             with suppress(ProcessLookupError):

@@ -25,6 +25,10 @@ class Interlocks:
     gates: Gates | None = None
     addresses: Mapping[str, int] = field(default_factory=dict)
 
+    def rules(self, signed: SafetyPolicy) -> SafetyPolicy:
+        """A release's policy, narrowed by what the truck's owner has said."""
+        return self.policy.under(signed).rules
+
     async def against(
         self, *, component: str, job_id: str, begun: bool, signed: SafetyPolicy | None = None
     ) -> Forbidden | None:

@@ -14,22 +14,25 @@ Documentation/networking/can.rst 4.1.7), so that there a stranger is seen on our
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import can
 
 from edge_agent.clock import Clock
+from edge_agent.heartbeat import Beats, Pulse, Sender
 from edge_agent.j1939 import GROUPS, Group, Spn, decode, make_id
 from edge_agent.safety import VehicleState
 from edge_agent.signals import Signals, Tracker
 from firmware_flashers.can_driver import filters_in_driver
 from firmware_flashers.can_link import BUS_OFF
+from firmware_flashers.can_wait import receive
 from shared.backoff import Backoff
 from shared.logs import get_log
+from shared.since_310 import Self
 
 log = get_log("edge_agent.vehicle")
 
@@ -70,19 +73,36 @@ class BusSource:
     own_rx: frozenset[int] = frozenset()
 
 
-def filters_of(source: BusSource) -> Filters:
-    """What is to be heard at all."""
+def filters_of(source: BusSource, beats: Iterable[Sender] = ()) -> Filters:
+    """What is to be heard at all; `beats` are heartbeats that are listened for at the moment."""
     deaf = source.own_rx if source.interface in TELLS_OWN else source.own_rx | source.own_tx
     pinned = [make_id(pgn, sender) for pgn, senders in source.senders.items() for sender in senders]
     short = [one for one in (_FUNCTIONAL_11, *_PHYSICAL_11) if one not in deaf]
     filters: Filters = [{"can_id": one, "can_mask": _ANY_PRIORITY, "extended": True} for one in pinned]
     filters += [{"can_id": one, "can_mask": 0x7FF, "extended": False} for one in short]
     filters += [{"can_id": pgn << 8, "can_mask": 0x03FF0000, "extended": True} for pgn in _DIAGNOSTIC_PGNS]
+    filters += [
+        {"can_id": one.pgn << 8 | one.source, "can_mask": one.mask, "extended": True} for one in beats
+    ]
     return filters
 
 
+class Listening:
+    """A heartbeat that the thread notes; see health.Hearing."""
+
+    def __init__(self, pulse: Pulse, lock: threading.Lock, clock: Clock) -> None:
+        self.pulse = pulse
+        self._lock = lock
+        self._clock = clock
+
+    def beats(self) -> Beats:
+        """What was heard so far."""
+        with self._lock:
+            return self.pulse.beats(self._clock.boot_s())
+
+
 class J1939Vehicle:
-    """A Vehicle; its thread runs for the time of the `with` block."""
+    """A Vehicle and HearsBeats; its thread runs for the time of the `with` block."""
 
     def __init__(
         self, source: BusSource, clock: Clock, *, backoff: Backoff = OPEN_BACKOFF, beat_s: float = BEAT_S
@@ -94,6 +114,8 @@ class J1939Vehicle:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._trackers = self._fresh_trackers()
+        self._pulses: tuple[Pulse, ...] = ()
+        self._refilter = threading.Event()
         self._dark = True
         self._foreign_at: float | None = None
         self._told: str | None = None
@@ -121,6 +143,22 @@ class J1939Vehicle:
             )
         foreign = foreign_at is not None and now - foreign_at < FOREIGN_FOR_S
         return VehicleState(signals=Signals(readings=readings, foreign_tester=foreign), age_s=0.0)
+
+    @contextmanager
+    def hearing(self, sender: Sender, *, every_s: float) -> Iterator[Listening]:
+        """Listen for a heartbeat as well, from the thread's next look on; see health.HearsBeats."""
+        # Two looks: the one that dates a frame, and the one at which the answer is asked for.
+        pulse = Pulse(sender, every_s + 2 * self._beat_s)
+        self._hear((*self._pulses, pulse))
+        try:
+            yield Listening(pulse, self._lock, self._clock)
+        finally:
+            self._hear(tuple(one for one in self._pulses if one is not pulse))
+
+    def _hear(self, pulses: tuple[Pulse, ...]) -> None:
+        with self._lock:
+            self._pulses = pulses
+        self._refilter.set()
 
     def _fresh_trackers(self) -> dict[int, dict[Spn, Tracker]]:
         """By the identifier without its priority."""
@@ -160,7 +198,7 @@ class J1939Vehicle:
             source.channel,
             interface=source.interface,
             ignore_config=True,
-            can_filters=filters_of(source),
+            can_filters=self._filters(),
             **more,
         )
         if not filters_in_driver(bus):
@@ -168,17 +206,26 @@ class J1939Vehicle:
             bus.set_filters(None)
         return bus
 
+    def _filters(self) -> Filters:
+        self._refilter.clear()
+        return filters_of(self._source, (one.sender for one in self._pulses))
+
     def _listen(self, bus: can.BusABC) -> None:
+        in_driver = filters_in_driver(bus)
         with self._lock:
             self._trackers = self._fresh_trackers()
+            for pulse in self._pulses:
+                pulse.forget()
             self._dark = False
         self._told = None
         log.info("vehicle.bus_opened", interface=self._source.interface, channel=self._source.channel)
         looked_at = self._clock.boot_s()
         while not self._stop.wait(self._beat_s):
             now = self._clock.boot_s()
+            if in_driver and self._refilter.is_set():
+                bus.set_filters(self._filters())
             for _ in range(MOST_FRAMES):
-                message = bus.recv(0)
+                message = receive(bus, 0.0)
                 if message is None:
                     break
                 self._take(message, looked_at)
@@ -194,6 +241,11 @@ class J1939Vehicle:
         if message.is_remote_frame:
             return
         one = message.arbitration_id
+        pulses = [pulse for pulse in self._pulses if message.is_extended_id and pulse.sender.is_of(one)]
+        if pulses:
+            with self._lock:
+                for pulse in pulses:
+                    pulse.note(at)
         by_spn = self._trackers.get(one & _ANY_PRIORITY) if message.is_extended_id else None
         if by_spn is not None:
             decoded = decode(_group_of(one), bytes(message.data))
@@ -220,6 +272,8 @@ class J1939Vehicle:
     def _go_dark(self, why: str) -> None:
         with self._lock:
             self._dark = True
+            for pulse in self._pulses:
+                pulse.forget()
         if why != self._told:
             self._told = why
             log.warning("vehicle.bus_lost", interface=self._source.interface, why=why[:500])

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 
 from edge_agent.release import Release
+from shared.causes import Cause
 from shared.errors import OtaError
 from shared.messages import Command, CommandTarget, Error, Status, TargetResult
+from shared.since_310 import StrEnum
 from shared.states import UPDATE_TERMINAL, TruckStatus, UpdateState
 
 MOST_TEXT = 2000
@@ -28,12 +29,16 @@ class Asked(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A status before it has an id, a number and a time. `thin`: only the newest of its kind counts."""
+    """A status before it has an id, a number and a time. `causes` are those of `reason`.
+
+    `thin`: only the newest of its kind counts.
+    """
 
     status: TruckStatus
     step: str
     progress: int | None = None
     reason: str | None = None
+    causes: tuple[Cause, ...] = ()
     error: Error | None = None
     targets: tuple[TargetResult, ...] | None = None
     thin: bool = False
@@ -47,8 +52,9 @@ class Entry:
     install). `touched` says that the ECU may have been erased by an earlier try. `image` is the path
     of the downloaded file. `told` is the newest status of it. Times are UTC.
 
-    `release` is there when the command names several targets: then `touched` speaks of any of their ECUs and
-    `image` is not used. `restarts` counts starts of the agent since the attempt last went on.
+    `release` is there when the command names several targets, or what the trust chain selected for it is a
+    release of one: then `touched` speaks of any of their ECUs and `image` is not used. `selection` names what
+    was selected. `restarts` counts starts of the agent since the attempt last went on.
     """
 
     job_id: str
@@ -62,6 +68,7 @@ class Entry:
     image: str | None = None
     told: Status | None = None
     release: Release | None = None
+    selection: str | None = None
     restarts: int = 0
     created_at: datetime
     updated_at: datetime
@@ -100,7 +107,12 @@ class Entry:
 
     @property
     def is_release(self) -> bool:
-        """Whether it brings several ECUs, which end together."""
+        """Whether it goes the way of releases: it brings several ECUs, or what it brings is signed as one."""
+        return self.release is not None or len(self.targets) > 1
+
+    @property
+    def is_of_several(self) -> bool:
+        """Whether it brings several ECUs."""
         return len(self.targets) > 1
 
 

@@ -20,6 +20,7 @@ import msgspec
 
 from edge_agent.errors import StoreFailed
 from edge_agent.release import Former
+from edge_agent.safe_files import make_folder
 from shared.logs import get_log
 from shared.messages import CommandTarget
 
@@ -38,6 +39,8 @@ class Kept:
     length: int
     document: str
     image: str
+    selection: str | None = None
+    """By whose authority it was installed, where the trust chain did it: see Metadata.verify_again."""
 
     def target(self, component: str) -> CommandTarget:
         """As the verifier takes it; there is nothing to fetch."""
@@ -73,14 +76,15 @@ class KeptImages:
         self._before = folder / "before.json"
         self._records: dict[str, Kept] | None = None
 
-    async def keep(self, target: CommandTarget, image: str) -> None:
-        """`target` was installed from the file `image`. Raises StoreFailed."""
+    async def keep(self, target: CommandTarget, image: str, *, selection: str | None = None) -> None:
+        """`target` was installed from the file `image`, and by this selection. Raises StoreFailed."""
         kept = Kept(
             version=target.version,
             sha256=target.sha256,
             length=target.length,
             document=target.document,
             image=image,
+            selection=selection,
         )
         records = await self._load()
         if records.get(target.component) != kept:
@@ -94,6 +98,10 @@ class KeptImages:
     async def hashes(self) -> frozenset[str]:
         """Images that must not be removed to make room."""
         return frozenset(one.sha256 for one in (await self._load()).values())
+
+    async def selections(self) -> frozenset[str]:
+        """Selections by which kept images were installed."""
+        return frozenset(one.selection for one in (await self._load()).values() if one.selection is not None)
 
     async def was_begun(self, attempt: tuple[str, int], journal_id: str) -> bool:
         """Whether a journal that is gone had begun this attempt (job_id, number) of a release."""
@@ -143,7 +151,7 @@ async def _write(path: Path, value: object) -> None:
 
 
 def _replace(path: Path, raw: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(path.parent)
     fresh = path.with_name(path.name + ".new")
     with fresh.open("wb") as file:
         fresh.chmod(0o600)

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from edge_agent.errors import StoreFailed
-from edge_agent.safe_files import write_whole
+from edge_agent.safe_files import make_folder, write_whole
 from edge_agent.threads import finish_in_thread
 from edge_agent.trust_store import read_sealed, sealed
 from shared.logs import get_log
@@ -71,5 +71,5 @@ def _decode(raw: bytes) -> list[FirmwareSpec]:
 
 
 def _write(path: Path, raw: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(path.parent)
     write_whole(path, raw)

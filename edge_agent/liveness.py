@@ -21,6 +21,7 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
     started_at: datetime
     connected: bool
     link_error: str = ""
+    certificate_error: str = ""
 
 
 def write_live(data_dir: Path, live: Live) -> None:

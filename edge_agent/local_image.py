@@ -7,7 +7,6 @@ again before it flashes. Nothing is removed to make room: which kept images matt
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edge_agent.errors import NoRoom
-from edge_agent.safe_files import sync_folder
+from edge_agent.safe_files import make_folder, sync_folder
 from shared.release import FirmwareSpec
+from shared.since_310 import file_digest
 from shared.trust.document import WrongImage
 
 CHUNK_BYTES = 256 * 1024
@@ -43,7 +43,7 @@ def place_image(
 
     Blocks. Raises NoRoom, WrongImage (nothing is left behind), OSError.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(folder)
     whole = folder / f"{spec.sha256}.bin"
     if _is(whole, spec):
         os.utime(whole)
@@ -103,6 +103,6 @@ def _is(path: Path, spec: FirmwareSpec) -> bool:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size != spec.length:
                 return False
-            return hashlib.file_digest(file, "sha256").hexdigest() == spec.sha256
+            return file_digest(file, "sha256").hexdigest() == spec.sha256
     except FileNotFoundError:
         return False

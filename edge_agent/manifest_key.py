@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cryptography.hazmat.primitives import serialization
 from securesystemslib.signer import CryptoSigner
 
 from edge_agent.safe_files import read_bounded, write_whole
@@ -26,6 +27,20 @@ def load_or_make_key(data_dir: Path) -> CryptoSigner:
 
     Raises ConfigError for a key that is damaged or that others can read, OSError when none can be written.
     """
+    return load_signer(_load_or_make(data_dir))
+
+
+def public_key_pem(data_dir: Path) -> str:
+    """Its public half for the office, PEM; the key is made when there is none. Blocks. Raises as above."""
+    private = serialization.load_pem_private_key(_load_or_make(data_dir), None)
+    return (
+        private.public_key()
+        .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        .decode()
+    )
+
+
+def _load_or_make(data_dir: Path) -> bytes:
     path = data_dir / PRIVATE
     try:
         raw = read_bounded(path, MOST_KEY_BYTES)
@@ -34,7 +49,8 @@ def load_or_make_key(data_dir: Path) -> CryptoSigner:
                 f"{path} can be read by others",
                 advice=f"Remove it if somebody may have read it, else run chmod 600 {path}.",
             )
-        return load_signer(raw)
+        load_signer(raw)
+        return raw
     except FileNotFoundError:
         pass
     except (OSError, ValueError, BadKey) as error:
@@ -49,4 +65,4 @@ def load_or_make_key(data_dir: Path) -> CryptoSigner:
     write_whole(path, private)
     signer = load_signer(private)
     log.info("manifest.key_made", keyid=signer.public_key.keyid, public=str(data_dir / PUBLIC))
-    return signer
+    return private

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from edge_agent.errors import StoreFailed
-from edge_agent.safe_files import write_whole
+from edge_agent.safe_files import make_folder, write_whole
 from edge_agent.threads import finish_in_thread
 from edge_agent.trust_store import read_sealed, sealed
 from shared.ids import new_id
@@ -136,5 +136,5 @@ def _decode(raw: bytes) -> State:
 
 
 def _write(path: Path, raw: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(path.parent)
     write_whole(path, raw)

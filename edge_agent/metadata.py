@@ -32,6 +32,7 @@ from edge_agent.trust_store import TrustKeeper
 from edge_agent.trusted_time import TimeAsker, TrustedTime
 from shared.logs import get_log
 from shared.release import FirmwareSpec
+from shared.since_310 import timeout
 from shared.trust.document import TrustError
 from shared.trust.uptane.errors import (
     Expired,
@@ -63,8 +64,7 @@ class SelectionChanged(MetadataRefused):
     """What was selected when it was kept is not what its files select now."""
 
     code = "selection_changed"
-    retryable = True
-    advice = "Fetch the metadata again: the truck or its metadata has changed since."
+    advice = "Look at the truck's selection in the office, and start a new job for what is wanted now."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +156,10 @@ class Metadata:
             # A run that ended meanwhile has kept the same selection with newer files.
             return await finish_in_thread(self._again, selection_id, vehicle)
 
+    async def kept_selections(self) -> tuple[str, ...]:
+        """The ids of kept selections, the newest first; whether they are good, `verify_again` says."""
+        return await finish_in_thread(self._files.selections)
+
     # --- one run ------------------------------------------------------------------------------
 
     async def _run(self, source: Source, *, offline: bool) -> Refreshed:
@@ -198,7 +202,7 @@ class Metadata:
         raw = await finish_in_thread(self._files.get, wanted.sha256)
         if raw is None:
             try:
-                async with asyncio.timeout(max(0.0, run.ends_at - time.monotonic())):
+                async with timeout(max(0.0, run.ends_at - time.monotonic())):
                     raw = await run.source.fetch(wanted)
             except TimeoutError as error:
                 raise SlowRetrieval(name, f"all of it takes longer than {self._run_s:g} s") from error

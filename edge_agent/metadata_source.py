@@ -7,7 +7,6 @@ size and the lowest rate, beside the one between two bytes: who trickles bytes i
 
 from __future__ import annotations
 
-import asyncio
 import os
 import ssl
 import stat
@@ -23,6 +22,7 @@ from edge_agent.addresses import check_safe
 from edge_agent.links import ANY_WAY, Way, client_of
 from edge_agent.threads import finish_in_thread
 from edge_agent.trusted_time import fails_on_dates
+from shared.since_310 import timeout
 from shared.trust.uptane.errors import Attack, MetadataRefused, Unreadable
 from shared.trust.uptane.steps import Wanted
 
@@ -110,15 +110,15 @@ class OfficeSource:
         where = f"{wanted.repository}/{wanted.name}"
         address = check_safe(self.address(wanted), allow_plain=self.allow_plain, what="office.url")
         tls = await finish_in_thread(self.tls)
-        timeout = httpx.Timeout(self.limits.connect_s, read=self.limits.idle_s)
+        waits = httpx.Timeout(self.limits.connect_s, read=self.limits.idle_s)
         lost: list[str] = []
         for way in self.ways:
             if not way.is_up():
                 lost.append(f"{way.name} is down")
                 continue
-            async with client_of(way, tls=tls, timeout=timeout, proxy=self.proxy) as client:
+            async with client_of(way, tls=tls, timeout=waits, proxy=self.proxy) as client:
                 try:
-                    async with asyncio.timeout(self.limits.whole_s(wanted.most_bytes)):
+                    async with timeout(self.limits.whole_s(wanted.most_bytes)):
                         return await self._receive(client, address, wanted, where)
                 except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                     if fails_on_dates(error):
@@ -159,9 +159,10 @@ class BundleSource:
 
     async def fetch(self, wanted: Wanted) -> bytes | None:
         """At most one byte more than wanted. Raises LinkCut for a stick that can't be read."""
-        return await finish_in_thread(self._read, wanted)
+        return await finish_in_thread(self.read, wanted)
 
-    def _read(self, wanted: Wanted) -> bytes | None:
+    def read(self, wanted: Wanted) -> bytes | None:
+        """The same; blocks."""
         where = f"{wanted.repository}/{wanted.name}"
         path = self.folder.joinpath(wanted.repository, *_parts(wanted))
         try:

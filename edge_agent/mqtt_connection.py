@@ -14,14 +14,16 @@ import logging
 import math
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiomqtt
 
 from edge_agent.errors import LinkLost
-from edge_agent.threads import finish
+from edge_agent.threads import finish, finish_in_thread
+from shared.errors import OtaError
+from shared.since_310 import timeout
 
 MOST_WAITING = 200
 """Messages that wait in memory; the broker sends one that found no place again, for it has no ack."""
@@ -34,15 +36,23 @@ NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 """A message longer than a segment would wait for the other end's delayed ACK, 40 ms, at its end."""
 
 
+def _in_the_clear() -> None:
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Broker:
-    """Where the broker is and who we are to it; `tls` None is a connection in the clear."""
+    """Where the broker is and who we are to it.
+
+    `tls` is asked, in a thread, for each connection: what a truck shows may have been renewed. Its None is a
+    connection in the clear. It may raise OtaError: there is no connection then.
+    """
 
     host: str
     port: int
     device_id: str
     password: str = field(repr=False)
-    tls: ssl.SSLContext | None = None
+    tls: Callable[[], ssl.SSLContext | None] = _in_the_clear
     keepalive_s: int = 60
 
     @property
@@ -70,7 +80,7 @@ class Connection:
     async def subscribe(self, topic: str) -> None:
         """QoS 1; raises LinkLost when the broker refuses the topic, too."""
         with _translated("a subscription"):
-            async with asyncio.timeout(CALL_TIMEOUT_S):
+            async with timeout(CALL_TIMEOUT_S):
                 granted = await self._client.subscribe(topic, qos=1)
         # A refusal is 0x80 (MQTT 3.1.1, 3.9.3).
         if any((code if isinstance(code, int) else code.value) >= 0x80 for code in granted):
@@ -81,7 +91,7 @@ class Connection:
     ) -> None:
         """QoS 1; returns when the broker has it."""
         with _translated("a message"):
-            async with asyncio.timeout(within_s):
+            async with timeout(within_s):
                 await self._client.publish(topic, payload, qos=1, retain=retain)
 
     async def messages(self) -> AsyncIterator[aiomqtt.Message]:
@@ -98,6 +108,10 @@ class Connection:
 @contextlib.asynccontextmanager
 async def connect(broker: Broker, will: Will) -> AsyncIterator[Connection]:
     """MQTT 3.1.1, clean session, client id = user name = device_id. Raises LinkLost."""
+    try:
+        tls = await finish_in_thread(broker.tls)
+    except OtaError as error:
+        raise LinkLost(f"no connection to the broker: {error.message}") from error
     client = aiomqtt.Client(
         broker.host,
         broker.port,
@@ -109,7 +123,7 @@ async def connect(broker: Broker, will: Will) -> AsyncIterator[Connection]:
         keepalive=broker.keepalive_s,
         timeout=CONNACK_WITHIN_S,
         max_queued_incoming_messages=MOST_WAITING,
-        tls_context=broker.tls,
+        tls_context=tls,
         socket_options=[NO_DELAY],
         will=aiomqtt.Will(will.topic, will.payload, qos=1, retain=True),
         logger=logging.getLogger("edge_agent.mqtt"),
@@ -118,7 +132,7 @@ async def connect(broker: Broker, will: Will) -> AsyncIterator[Connection]:
     # aiomqtt acknowledges before a message is handled and can't be asked to do it later.
     paho.manual_ack_set(True)
     paho.connect_timeout = CONNECT_TIMEOUT_S
-    await _enter(client)
+    await _enter(client, encrypted=tls is not None)
     # From here on the calls have no time-out of aiomqtt's: it is asyncio.wait_for, which in Python 3.11
     # loses a cancellation that comes together with the broker's answer.
     client.timeout = math.inf
@@ -128,7 +142,7 @@ async def connect(broker: Broker, will: Will) -> AsyncIterator[Connection]:
         await finish(_leave(client))
 
 
-async def _enter(client: aiomqtt.Client) -> None:
+async def _enter(client: aiomqtt.Client, *, encrypted: bool) -> None:
     paho = client._client
     gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     told = paho.on_disconnect
@@ -148,7 +162,9 @@ async def _enter(client: aiomqtt.Client) -> None:
         # A refusal is followed by the broker's hanging up: its reason is the better word.
         await asyncio.wait({entering}, timeout=LAST_WORD_S)
         if not entering.done():
-            raise LinkLost("no connection to the broker: it hung up before its answer")
+            # TLS 1.3 tells a client only afterwards that its certificate was refused (RFC 8446, 4.4.2.4).
+            why = "; it may not take this truck's certificate" if encrypted else ""
+            raise LinkLost(f"no connection to the broker: it hung up before its answer{why}")
         entering.result()
     except aiomqtt.MqttError as error:
         raise LinkLost(f"no connection to the broker: {error}") from error

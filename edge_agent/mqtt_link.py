@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NoReturn, Protocol
 
 from edge_agent.errors import LinkLost
@@ -37,6 +37,7 @@ from shared.messages import (
     StatusBatch,
     Telemetry,
 )
+from shared.since_310 import BaseExceptionGroup, TaskGroup, timeout
 from shared.wire import MAX_MESSAGE_BYTES
 
 log = get_log("edge_agent.mqtt_link")
@@ -70,8 +71,19 @@ class OutboxStore(Protocol):
     async def samples_sent(self, upto: int) -> None: ...
 
 
+def _nobody() -> None:
+    """Nobody is woken."""
+
+
+class MadeAnew(LinkLost):
+    """The connection was ended on purpose, to be made again at once."""
+
+
 class MqttLink:
-    """The link as a task: `run` until cancelled. `connected` says whether `hello` is out."""
+    """The link as a task: `run` until cancelled. `connected` says whether `hello` is out.
+
+    `metadata_versions` are for `hello`; `woken` is called when the link is made and when a command came.
+    """
 
     def __init__(
         self,
@@ -81,6 +93,8 @@ class MqttLink:
         agent_version: str,
         features: Sequence[str],
         manifest: Callable[[], Awaitable[Manifest]],
+        metadata_versions: Callable[[], Mapping[str, int]] = dict,
+        woken: Callable[[], None] = _nobody,
         reconnect: Backoff = RECONNECT,
         resend: Backoff = RESEND,
     ) -> None:
@@ -89,18 +103,25 @@ class MqttLink:
         self._agent_version = agent_version
         self._features = tuple(features)
         self._manifest = manifest
+        self._metadata_versions = metadata_versions
+        self._woken = woken
         self._reconnect = reconnect
         self._resend = resend
         self._commands = topics.commands(broker.device_id)
         self._acks = topics.acks(broker.device_id)
         self._hello_topic = topics.status(broker.device_id, "hello")
         self._manifest_due = asyncio.Event()
+        self._again = asyncio.Event()
         self._under_way: set[str] = set()
         self._answered = asyncio.Event()
         self._made_at: float | None = None
         self.connected = False
         self.last_error = ""
         self.pulse: Callable[[], None] = lambda: None
+
+    def reconnect(self) -> None:
+        """Make the connection anew, politely: this truck has something newer to show."""
+        self._again.set()
 
     def send_manifest(self) -> None:
         """What is installed may have changed: tell it, now or at the next connect."""
@@ -114,6 +135,9 @@ class MqttLink:
             self._made_at = None
             try:
                 await self._hold()
+            except MadeAnew:
+                log.info("mqtt.link_made_anew")
+                continue
             except LinkLost as error:
                 # A link that came up and fell at once, time and again, must be left alone for longer.
                 failures = 1 if self._held_s() >= STEADY_AFTER_S else failures + 1
@@ -131,10 +155,12 @@ class MqttLink:
 
     async def _hold(self) -> NoReturn:
         """One connection, from its begin to its end. Raises LinkLost when it breaks."""
+        # Whatever asks for it from here on is newer than what this connection is made with.
+        self._again.clear()
         will = Will(topic=self._hello_topic, payload=self._hello(online=False, revisions={}))
         async with connect(self._broker, will) as connection:
             try:
-                async with asyncio.TaskGroup() as tasks:
+                async with TaskGroup() as tasks:
                     # From the first moment on, for it is what notices that the link breaks.
                     tasks.create_task(self._receive(connection), name="mqtt.receive")
                     await self._greet(connection)
@@ -143,6 +169,8 @@ class MqttLink:
                     self.last_error = ""
                     log.info("mqtt.link_made", host=self._broker.host, port=self._broker.port)
                     self._manifest_due.set()
+                    self._woken()
+                    tasks.create_task(self._until_again(), name="mqtt.again")
                     tasks.create_task(self._send_statuses(connection), name="mqtt.statuses")
                     tasks.create_task(self._send_manifests(connection), name="mqtt.manifests")
             except asyncio.CancelledError:
@@ -154,6 +182,10 @@ class MqttLink:
                     raise
                 raise _first(broken) from group
             raise LinkLost("the link to the broker ended")
+
+    async def _until_again(self) -> NoReturn:
+        await self._again.wait()
+        raise MadeAnew("there is a newer certificate to show")
 
     async def _greet(self, connection: Connection) -> None:
         """Listen, then say who is here: the office answers a `hello` at once. Raises LinkLost."""
@@ -169,6 +201,7 @@ class MqttLink:
             agent_version=self._agent_version,
             features=self._features,
             revisions=revisions,
+            metadata_versions=dict(self._metadata_versions()) if online else {},
         ).to_json()
 
     async def _say_goodbye(self, connection: Connection) -> None:
@@ -200,6 +233,7 @@ class MqttLink:
     async def _take_command(self, payload: bytes) -> None:
         command = Command.from_json(payload)
         await self._store.take_command(command)
+        self._woken()
         log.info(
             "command.received",
             job_id=command.job_id,
@@ -257,7 +291,7 @@ class MqttLink:
     async def _answered_within(self, most_s: float) -> bool:
         """Whether the office's ack for the whole batch came in time."""
         try:
-            async with asyncio.timeout(most_s):
+            async with timeout(most_s):
                 while self._under_way:
                     await self._answered.wait()
                     self._answered.clear()
@@ -287,7 +321,7 @@ class MqttLink:
 
 async def _set_within(event: asyncio.Event, most_s: float) -> None:
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(most_s):
+        async with timeout(most_s):
             await event.wait()
 
 

@@ -20,17 +20,27 @@ import msgspec
 
 from edge_agent.journal import MOST_TEXT, Report
 from edge_agent.queue_bounds import Queue, use
-from shared.ids import new_id
-from shared.messages import Rejected, Status
+from shared.causes import as_said, as_told
+from shared.ids import is_local_job, new_id
+from shared.messages import Command, Rejected, Status, WantedTarget
 from shared.states import TruckStatus
 
 _FINAL = frozenset({TruckStatus.DONE, TruckStatus.ERROR, TruckStatus.CANCELLED})
 
 
 def queue(
-    connection: sqlite3.Connection, *, job_id: str, attempt: int, report: Report, at: datetime
+    connection: sqlite3.Connection,
+    *,
+    job_id: str,
+    attempt: int,
+    report: Report,
+    at: datetime,
+    begins: Command | None = None,
 ) -> Status:
-    """Number a report, give it an id, keep it. Returns it as it will travel."""
+    """Number a report, give it an id, keep it. Returns it as it will travel.
+
+    `begins`: the command of an attempt that has no journal row yet.
+    """
     final = report.status in _FINAL
     where = "job_id = ? AND attempt = ? AND step = ? AND final = 0"
     if report.thin:
@@ -60,12 +70,31 @@ def queue(
         step=report.step,
         progress=report.progress,
         reason=None if report.reason is None else report.reason[:MOST_TEXT],
+        causes=as_told(report.causes),
         error=report.error,
         targets=report.targets,
+        wanted=_wanted(connection, job_id, attempt, begins) if is_local_job(job_id) else None,
         at=at,
     )
     connection.execute("UPDATE outbox SET body = ? WHERE seq = ?", (encode(status), status.seq))
     return status
+
+
+def _wanted(
+    connection: sqlite3.Connection, job_id: str, attempt: int, command: Command | None
+) -> tuple[WantedTarget, ...] | None:
+    """What a job of this truck's own is to install, which nobody else could tell the office."""
+    if command is None:
+        row = connection.execute(
+            "SELECT command FROM journal WHERE job_id = ? AND attempt = ?", (job_id, attempt)
+        ).fetchone()
+        if row is None or row["command"] is None:
+            return None
+        command = Command.from_json(row["command"].encode())
+    return tuple(
+        WantedTarget(component=one.component, version=one.version, sha256=one.sha256)
+        for one in command.targets
+    )
 
 
 def _new_id(at: datetime) -> str:
@@ -76,11 +105,21 @@ def _new_id(at: datetime) -> str:
 
 
 def tell_again(connection: sqlite3.Connection, told: Status, at: datetime) -> None:
-    """Queue a status that was told before, as the newest word; not while the same one still waits."""
+    """Queue a status that was told before, as the newest word; not while the same one still waits.
+
+    A final one goes out as it was, with its id and number: an attempt has one, however often it is asked for.
+    """
     row = connection.execute(
         "SELECT max(seq) FROM outbox WHERE job_id = ? AND attempt = ?", (told.job_id, told.attempt)
     ).fetchone()
     if row[0] is not None and row[0] >= told.seq:
+        return
+    if told.status in _FINAL:
+        connection.execute(
+            "INSERT INTO outbox (seq, message_id, job_id, attempt, step, thin, final, body)"
+            " VALUES (?, ?, ?, ?, ?, 0, 1, ?)",
+            (told.seq, told.message_id, told.job_id, told.attempt, told.step, encode(told)),
+        )
         return
     queue(connection, job_id=told.job_id, attempt=told.attempt, report=report_of(told), at=at)
 
@@ -92,6 +131,7 @@ def report_of(told: Status) -> Report:
         step=told.step,
         progress=told.progress,
         reason=told.reason,
+        causes=as_said(told.causes),
         error=told.error,
         targets=told.targets,
     )

@@ -20,6 +20,7 @@ from edge_agent.hold import read_hold
 from edge_agent.safe_files import sync_folder, write_whole
 from edge_agent.safety import NOBODY, Consent, People
 from shared.errors import BadMessage
+from shared.since_310 import timeout
 from shared.wire import decode_json
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -55,7 +56,7 @@ class Gates:
     async def read(self) -> People:
         """What people have said; never raises."""
         try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
+            async with timeout(READ_TIMEOUT_S):
                 return await asyncio.to_thread(self.look)
         except TimeoutError:
             return People(holds=None)

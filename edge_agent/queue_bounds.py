@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
-from enum import StrEnum
 
 from shared.logs import get_log
+from shared.since_310 import StrEnum
 
 log = get_log("edge_agent.queue_bounds")
 

@@ -30,16 +30,21 @@ _REACHED_BY = {Part.STAGE: Reached.STAGED, Part.ACTIVATE: Reached.ACTIVE, Part.C
 
 @dataclass(frozen=True, kw_only=True)
 class Former:
-    """What an ECU held before it was touched. `is_kept`: the gateway has the image to flash it again."""
+    """What an ECU held before it was touched. `is_kept`: the gateway has the image to flash it again.
+
+    `faults` are the trouble codes that it had, where the release asks for them; None: not known.
+    """
 
     version: str | None
     sha256: str | None
     is_kept: bool
+    faults: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetState:
     """One ECU of a release. `touched`: it may be changed. `settled`: confirmed, or back where it was.
+    `failures` are its failed tries.
 
     `image` is the path of the new image, `result` what the ECU answered last of the new one.
     """
@@ -48,6 +53,7 @@ class TargetState:
     touched: bool = False
     reached: Reached = Reached.NOTHING
     settled: bool = False
+    failures: int = 0
     image: str | None = None
     former: Former | None = None
     result: TargetResult | None = None

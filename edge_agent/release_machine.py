@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from edge_agent.journal import Entry
 from edge_agent.release import Reached, Release
-from edge_agent.release_plan import Part
+from edge_agent.release_plan import USUAL_ATTEMPTS, Part
 from edge_agent.update_events import (
     Act,
     Activated,
@@ -55,8 +55,6 @@ from edge_agent.update_moves import (
 from shared.messages import Error
 from shared.states import Step, UpdateState
 
-FORWARD_TRIES = 5
-"""Failed tries after the first touch from which on a release goes back."""
 FORWARD_RESTARTS = 8
 """Starts of the agent in the middle of a release from which on it goes back."""
 
@@ -81,7 +79,8 @@ def begin(entry: Entry, event: Ready) -> Move:
     """All ECUs answered, everything is verified, and it is safe: the first of them may be changed."""
     release = _of(entry)
     for component, former in event.formers:
-        release = release.having(component, former=former)
+        # Who takes an ECU over takes it as it was left.
+        release = release.having(component, former=former, touched=event.takes_over)
     move = _onward(replace(entry, restarts=0), release.doubted())
     if entry.told is not None and entry.told.step == Step.WAITING and entry.told.error is not None:
         # An ECU refused before and may again: its own progress tells when it goes on.
@@ -92,8 +91,8 @@ def begin(entry: Entry, event: Ready) -> Move:
 def decide(entry: Entry, event: Event) -> Move:
     """What `event` makes of a release that has begun; an event that does not belong changes nothing."""
     match event:
-        case Unsafe(why=why):
-            return _delayed(entry, why)
+        case Unsafe():
+            return _delayed(entry, event)
         case Fetched():
             return stay(fetched(entry, event))
         case NeedsUrl():
@@ -179,12 +178,23 @@ def _failed(entry: Entry, event: Fault) -> Move:
         return failed_before(replace(blamed, state=UpdateState.WAITING), event)
     if event.kind is FaultKind.IMAGE:
         return replace(make_move(blamed, None), act=Act.DOWNLOAD)
-    if release.may_go_back and (not event.error.retryable or blamed.tries + 1 >= FORWARD_TRIES):
+    at = event.component or release.at
+    if at is not None:
+        release = release.having(at, failures=release.state(at).failures + 1)
+        blamed = replace(blamed, release=release)
+    if release.may_go_back and (not event.error.retryable or _is_enough(release, at, blamed.tries + 1)):
         return _go_back(blamed, event.error)
     doubted = release.doubted()
     at = _first_at(doubted, UpdateState.FLASHING)
     again = replace(blamed, state=UpdateState.FLASHING, release=replace(doubted, at=at))
     return replace(try_again(again, event), entry=replace(again, tries=again.tries + 1))
+
+
+def _is_enough(release: Release, at: str | None, tries: int) -> bool:
+    """Whether one ECU had its attempts; where nobody is to blame, all tries count."""
+    if at is None:
+        return tries >= USUAL_ATTEMPTS
+    return release.state(at).failures >= release.plan.target(at).attempts
 
 
 def _commit(entry: Entry) -> Move:
@@ -294,10 +304,10 @@ def _next(entry: Entry, release: Release, step: Step) -> Move:
     return make_move(going, report_of(going, step, reason=release.where(release.at)))
 
 
-def _delayed(entry: Entry, why: str) -> Move:
+def _delayed(entry: Entry, unsafe: Unsafe) -> Move:
     if entry.state is UpdateState.FLASHING and not _of(entry).touched:
-        return wait(replace(entry, state=UpdateState.WAITING), why)
-    return wait(entry, why)
+        return wait(replace(entry, state=UpdateState.WAITING), unsafe)
+    return wait(entry, unsafe)
 
 
 _BY_STATE: Mapping[UpdateState, Callable[[Entry, Event], Move]] = {

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
 from shared.errors import OtaError
 from shared.messages import Command
+from shared.since_310 import StrEnum
+
+USUAL_ATTEMPTS = 5
+"""Where no signed release says how many."""
 
 
 class BadPlan(OtaError):
@@ -33,11 +36,43 @@ class Part(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FaultBounds:
+    """No trouble code with a bit of `status_mask` for `for_s` on end, but for `ignored` ones and, with
+    `known_may_stay`, those of before the release.
+    """
+
+    status_mask: int
+    ignored: tuple[int, ...] = ()
+    known_may_stay: bool = True
+    for_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeartbeatBounds:
+    """Frames of `pgn` at most `every_s` apart, for `for_s` on end. `source` None: the component's own."""
+
+    pgn: int
+    source: int | None = None
+    every_s: float
+    for_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class HealthBounds:
-    """How long an ECU may take to prove itself after its start, and how often it is asked; in seconds."""
+    """How long an ECU may take to prove itself after its start, and how often it is asked; in seconds.
+
+    Without `faults` and `heartbeat` it proves its identity alone.
+    """
 
     within_s: float = 30.0
     every_s: float = 1.0
+    faults: FaultBounds | None = None
+    heartbeat: HeartbeatBounds | None = None
+
+    @property
+    def asks_more(self) -> bool:
+        """Whether identity is not all."""
+        return self.faults is not None or self.heartbeat is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +81,14 @@ class PlannedTarget:
 
     `needs_way_back`: the release is refused unless the image that a single-slot ECU holds is kept,
     verified, on the gateway; without it the release can only go forward once that ECU is touched.
+    `attempts`: failed tries on this ECU after which the release goes back.
     """
 
     component: str
     slots: int
     group: int = 0
     needs_way_back: bool = True
+    attempts: int = USUAL_ATTEMPTS
     health: HealthBounds = HealthBounds()
 
 

@@ -18,6 +18,7 @@ def entry_of(row: sqlite3.Row) -> Entry:
     """One row of the journal; of an older agent's too, which people may look at before it is migrated."""
     # A Row's own `in` asks its values.
     is_new = "release" in row.keys()  # noqa: SIM118
+    is_newer = "selection" in row.keys()  # noqa: SIM118
     return Entry(
         job_id=row["job_id"],
         attempt=row["attempt"],
@@ -31,6 +32,7 @@ def entry_of(row: sqlite3.Row) -> Entry:
         told=None if row["told"] is None else outbox.decode(row["told"]),
         release=release.decode(row["release"]) if is_new and row["release"] is not None else None,
         restarts=row["restarts"] if is_new else 0,
+        selection=row["selection"] if is_newer else None,
         created_at=datetime.fromisoformat(row["created_at"]),
         updated_at=datetime.fromisoformat(row["updated_at"]),
     )
@@ -42,7 +44,7 @@ def save(connection: sqlite3.Connection, entry: Entry, at: datetime) -> None:
     """
     connection.execute(
         "UPDATE journal SET state = ?, tries = ?, touched = ?, image = ?, told = ?, release = ?,"
-        " restarts = ?, updated_at = ?"
+        " restarts = ?, selection = ?, updated_at = ?"
         " WHERE job_id = ? AND attempt = ?",
         (
             entry.state,
@@ -52,6 +54,7 @@ def save(connection: sqlite3.Connection, entry: Entry, at: datetime) -> None:
             None if entry.told is None else outbox.encode(entry.told),
             None if entry.release is None else release.encode(entry.release),
             entry.restarts,
+            entry.selection,
             at.isoformat(),
             *entry.key,
         ),

@@ -25,6 +25,13 @@ def write_whole(path: Path, raw: bytes, *, mode: int = 0o600) -> None:
     sync_folder(path.parent)
 
 
+def make_folder(folder: Path) -> None:
+    """A private folder that is there, its own name safe on the disk, when this returns. Blocks. OSError."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # Also when it was there: a start that was cut may have made it and not come this far.
+    sync_folder(folder.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Names that were given or taken in a folder are safe when this returns. Blocks. OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

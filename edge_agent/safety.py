@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
-from edge_agent.causes import Cause, sentence
 from edge_agent.signals import FASTEST_RPM, Signals, judge_signals
+from shared.causes import Cause, sentence
 from shared.trust.uptane.safety_policy import LOOSEST, Period, SafetyPolicy, narrow
 
 
@@ -186,7 +186,7 @@ def _hours(policy: Policy, now: datetime) -> tuple[Cause, ...]:
     local = now.astimezone(policy.zone)
     minute = local.hour * 60 + local.minute
     return tuple(
-        Cause("forbidden_hours", f"{_clock(one.start)} to {_clock(one.end)}")
+        Cause("forbidden_hours", f"{_clock(one.start)}-{_clock(one.end)}")
         for one in policy.rules.forbidden
         if is_in(one, minute)
     )

@@ -66,3 +66,7 @@ CREATE TABLE telemetry (
 -- starts of the agent that found the attempt where the one before had left it.
 ALTER TABLE journal ADD COLUMN release TEXT;
 ALTER TABLE journal ADD COLUMN restarts INTEGER NOT NULL DEFAULT 0;
+
+-- migration: 4
+-- `selection` names what the trust chain selected for the attempt: a file of DATA/trust/selected.
+ALTER TABLE journal ADD COLUMN selection TEXT;

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
 from shared.errors import ConfigError
+from shared.since_310 import tomllib
 
 MOST_CONFIG_BYTES = 256 * 1024
 T = TypeVar("T")

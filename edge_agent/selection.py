@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from edge_agent.errors import DocumentMismatch, UnknownComponent
 from edge_agent.known_images import KnownImages
+from edge_agent.local_image import URL as BROUGHT
 from edge_agent.trust_config import GATEWAY, UptaneTrust
 from firmware_flashers.jetson_settings import JetsonSettings
 from firmware_flashers.registry import Component
@@ -78,7 +79,7 @@ class TrustedTarget:
     """What one component shall have, wholly verified, and where its bytes are.
 
     `target` is the release's word (order, group, attempts). `document` is the signed document that an ECU
-    with a verifying bootloader checks itself; None where no command brought one.
+    with a verifying bootloader checks itself; None where neither the image's target nor a command has one.
     """
 
     component: str
@@ -100,8 +101,9 @@ def targets_of(
     """The selection for this truck's components, in the release's order.
 
     `commanded` are the targets of the command that triggered it, if one did: its URLs come before
-    `url_of`'s. Raises UnknownComponent, Incompatible, and DocumentMismatch when the command means another
-    release than was selected.
+    `url_of`'s, but not the one of an image that was brought by hand. A document that it brings must be the
+    one that was signed with the image, where that has one. Raises UnknownComponent, Incompatible, and
+    DocumentMismatch when the command means another release than was selected.
     """
     by_serial = {ecu.serial: ecu for ecu in ecus.ecus}
     said = {one.component: one for one in commanded}
@@ -133,7 +135,14 @@ def _target(
 ) -> TrustedTarget:
     spec = one.spec
     if command is None:
-        return TrustedTarget(component=component, ecu=one.ecu, spec=spec, target=one.target, url=url_of(one))
+        return TrustedTarget(
+            component=component,
+            ecu=one.ecu,
+            spec=spec,
+            target=one.target,
+            url=url_of(one),
+            document=one.document,
+        )
     for name, signed, said in (
         ("version", spec.version, command.version),
         ("sha256", spec.sha256, command.sha256),
@@ -141,18 +150,27 @@ def _target(
     ):
         if signed != said:
             raise DocumentMismatch(f"{component}: {name}: the command says {said}, {signed} is selected")
-    document = command.document.encode()
-    if read_unverified(document) != spec:
-        raise DocumentMismatch(f"{component}: the command's document is of another firmware")
     return TrustedTarget(
         component=component,
         ecu=one.ecu,
         spec=spec,
         target=one.target,
-        url=command.url,
-        document=document,
+        url=url_of(one) if command.url == BROUGHT else command.url,
+        document=_document(component, one, command),
         delta=command.delta,
     )
+
+
+def _document(component: str, one: Assignment, command: CommandTarget) -> bytes | None:
+    """What the ECU is given to verify: signed with the image, else the command's."""
+    if not command.document:
+        return one.document
+    said = command.document.encode()
+    if one.document is not None and one.document != said:
+        raise DocumentMismatch(f"{component}: the command's document is not the one that was signed")
+    if read_unverified(said) != one.spec:
+        raise DocumentMismatch(f"{component}: the command's document is of another firmware")
+    return said
 
 
 def _counter_of(installed: Installed | None, known: KnownImages) -> int | None:

@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from edge_agent.causes import Cause
 from edge_agent.j1939 import GROUP_OF, PARK, Decoded, Spn, Validity
+from shared.causes import Cause
 from shared.trust.uptane.safety_policy import SafetyPolicy
 
 STALE_PERIODS = 3

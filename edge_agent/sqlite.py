@@ -14,13 +14,14 @@ import re
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
 
 from edge_agent.errors import StoreBusy, StoreFailed, StoreMissing
 from shared.logs import get_log
+from shared.since_310 import UTC
 
 log = get_log("edge_agent.sqlite")
 
@@ -28,14 +29,26 @@ T = TypeVar("T")
 BUSY_TIMEOUT_S = 5.0
 MOST_SET_ASIDE = 3
 """Damaged databases that are kept for people to look at; older ones go."""
-_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_DAMAGED = {11, 26}
+"""SQLITE_CORRUPT and SQLITE_NOTADB (sqlite.org/rescode.html)."""
+_DAMAGED_WORDS = ("malformed", "is not a database")
+"""What SQLite says with them: "database disk image is malformed", "malformed database schema", ..."""
+
+
+class _CheckFailed(sqlite3.DatabaseError):
+    """SQLite's own check of the file found something."""
 
 
 def is_damage(error: sqlite3.Error) -> bool:
     """Whether SQLite says that the file itself is bad, not the disk full or the moment wrong."""
-    # The low byte is the primary result code (sqlite.org/rescode.html).
+    if isinstance(error, _CheckFailed):
+        return True
     code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and (code & 0xFF) in _DAMAGED
+    if code is None:
+        # Python 3.10 passes SQLite's words on, without its code.
+        return any(word in str(error) for word in _DAMAGED_WORDS)
+    # The low byte is the primary result code.
+    return (code & 0xFF) in _DAMAGED
 
 
 def load_migrations() -> list[str]:
@@ -202,9 +215,7 @@ def _check(connection: sqlite3.Connection) -> None:
     """Raise the error of a damaged file when SQLite finds one; the agent's files are small."""
     [(word,)] = connection.execute("PRAGMA quick_check(1)").fetchall()
     if word != "ok":
-        error = sqlite3.DatabaseError(f"quick_check: {word}")
-        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-        raise error
+        raise _CheckFailed(f"quick_check: {word}")
 
 
 def _migrate(connection: sqlite3.Connection) -> None:

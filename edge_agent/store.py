@@ -14,7 +14,7 @@ import dataclasses
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +28,7 @@ from edge_agent.sqlite import SqliteFile
 from shared.ids import new_id
 from shared.logs import get_log
 from shared.messages import MOST_STATUSES, Command, Rejected, Sample, Status
+from shared.since_310 import UTC
 
 log = get_log("edge_agent.store")
 

@@ -12,7 +12,10 @@ from contextlib import asynccontextmanager, suppress
 from edge_agent.errors import StoreFailed
 from edge_agent.journal import Entry, Report, status_word
 from edge_agent.store import Store
+from edge_agent.update_events import Unsafe
+from shared.causes import Cause, sentence
 from shared.logs import get_log
+from shared.since_310 import timeout
 
 log = get_log("edge_agent.telling")
 
@@ -30,15 +33,29 @@ class Teller:
         self._loop = asyncio.get_running_loop()
         self._told: set[str] = {entry.told.step} if entry.told is not None else set()
         self._waiting: dict[str, Report] = {}
+        self._at: tuple[str, int, int] | None = None
+        self._against: tuple[Cause, ...] = ()
         self._something = asyncio.Event()
         self._urgent = asyncio.Event()
         self._stopping = False
 
-    def step(self, step: str, done: int, total: int) -> None:
+    def __call__(self, step: str, done: int, total: int) -> None:
         """`done` of `total` bytes of `step`. Safe to call from another thread."""
         self._loop.call_soon_threadsafe(self._take, step, done, total)
 
+    def goes_on_against(self, unsafe: Unsafe | None) -> None:
+        """What forbids the act, which goes on all the same; told with the step that it is at, and paced like
+        it. Safe to call from another thread.
+        """
+        self._loop.call_soon_threadsafe(self._take_against, unsafe)
+
+    def _take_against(self, unsafe: Unsafe | None) -> None:
+        self._against = () if unsafe is None else (*unsafe.causes, Cause("written_on"))
+        if self._at is not None:
+            self._take(*self._at)
+
     def _take(self, step: str, done: int, total: int) -> None:
+        self._at = (step, done, total)
         first = step not in self._told and step not in self._waiting
         if first and len(self._told | self._waiting.keys()) >= MOST_STEPS:
             return
@@ -46,11 +63,14 @@ class Teller:
         thin = step in self._told or self._entry.tries > 0
         percent = min(100, max(0, done * 100 // total)) if total > 0 else None
         release = self._entry.release
+        where = release.where(release.at) if release is not None and self._entry.begun else None
+        reasons = [one for one in (where, sentence(self._against)) if one]
         self._waiting[step] = Report(
             status=status_word(self._entry.state),
             step=step,
             progress=percent,
-            reason=release.where(release.at) if release is not None and self._entry.begun else None,
+            reason="; ".join(reasons) or None,
+            causes=self._against,
             thin=thin,
         )
         self._something.set()
@@ -67,7 +87,7 @@ class Teller:
             if self._stopping and not self._waiting:
                 return
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._every_s):
+                async with timeout(self._every_s):
                     await self._urgent.wait()
 
     def stop(self) -> None:

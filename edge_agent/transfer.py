@@ -11,27 +11,30 @@ import ssl
 import time
 from asyncio import sleep as pause
 from collections.abc import Callable, Collection
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import TypeAlias
 
 import httpx
 
 from edge_agent import image_folder
 from edge_agent.addresses import check_safe, through
 from edge_agent.budget import Booking, Budget
-from edge_agent.errors import LinkLost, OverBudget, UrlExpired
+from edge_agent.errors import LinkLost, NotGiven, OverBudget, TooSlow, UrlExpired
 from edge_agent.links import ANY_WAY, Pace, Way, client_of
 from edge_agent.local_files import is_local, open_local
 from edge_agent.threads import finish_in_thread
 from shared.trust.document import WrongImage
 
+Tls: TypeAlias = ssl.SSLContext | bool
 OnBytes = Callable[[int, int], None]
 """Takes (bytes on the disk, bytes in all)."""
 
 CONNECT_TIMEOUT_S = 15.0
 IDLE_TIMEOUT_S = 60.0
+LEAST_BYTES_PER_S = 64.0
+SLOW_AFTER_S = 300.0
+"""Who brings less for so long is left: a byte now and then would keep the time-out quiet for ever."""
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 
 
@@ -49,16 +52,39 @@ class Ask:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OurOffice:
+    """The office's image repository below `base`, which gives images to who shows this truck's token."""
+
+    base: str
+    token: str = field(repr=False)
+
+    def headers(self, address: httpx.URL) -> dict[str, str]:
+        """The token for an address of the repository, and for no other: not its host, nor its port."""
+        ours = httpx.URL(self.base.rstrip("/") + "/repo/image/")
+        same = (address.scheme, address.host, _port(address)) == (ours.scheme, ours.host, _port(ours))
+        below = address.path.startswith(ours.path) and ".." not in address.path.split("/")
+        if not same or address.userinfo or not below:
+            return {}
+        return {"Authorization": f"Bearer {self.token}"}
+
+
+def _port(address: httpx.URL) -> int:
+    return address.port or (443 if address.scheme == "https" else 80)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Network:
-    """How the truck reaches its office.
+    """How the truck reaches its office. `tls` that can be called is asked, in a thread, at each download: a
+    time that was proved meanwhile changes what certificates are good.
 
     `origin`, when given, replaces scheme, host and port of every URL: for a truck that reaches the
     office through a relay. `ways` are its links, the best first; `budget` bounds what they carry, and
     `bytes_per_s` how fast. `proxy` is the only proxy: the environment names none. `local_folders`: where
-    `file:` addresses may point.
+    `file:` addresses may point. `office`: where the trust chain's images come from that no command has an
+    address of.
     """
 
-    tls: ssl.SSLContext | bool = True
+    tls: Tls | Callable[[], Tls] = True
     allow_plain: bool = False
     origin: str | None = None
     idle_timeout_s: float = IDLE_TIMEOUT_S
@@ -67,35 +93,24 @@ class Network:
     bytes_per_s: float | None = None
     proxy: httpx.Proxy | None = None
     local_folders: Collection[Path] = ()
+    office: OurOffice | None = None
 
 
 class Transfer:
-    """The links, as a resource."""
+    """The links."""
 
     def __init__(self, network: Network, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._network = network
         self._budget = network.budget
         self._pace = Pace(network.bytes_per_s)
         self._clock = clock
-        timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=network.idle_timeout_s)
-        self._ways = [
-            (way, client_of(way, tls=network.tls, timeout=timeout, proxy=network.proxy))
-            for way in network.ways
-        ]
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        async with AsyncExitStack() as stack:
-            for _way, client in self._ways:
-                stack.push_async_callback(client.aclose)
+        self._timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=network.idle_timeout_s)
 
     async def receive(self, ask: Ask, part: Path, have: int, tell: Thinned) -> int:
         """Append what is missing behind the `have` bytes of a part; returns at which byte the answer began.
 
-        The first link that is there and may carry it does. Raises LinkLost, OverBudget, UrlExpired and
-        WrongImage (the office itself says that it has another image).
+        The first link that is there and may carry it does. Raises LinkLost (NotGiven where the office says
+        no), OverBudget, UrlExpired and WrongImage (the office itself says that it has another image).
         """
         if is_local(ask.url) and self._network.local_folders:
             with await finish_in_thread(
@@ -107,17 +122,21 @@ class Transfer:
         address = check_safe(url, allow_plain=self._network.allow_plain, what="the image's address")
         lost: list[str] = []
         dear: list[str] = []
-        for way, client in self._ways:
+        tls = self._network.tls
+        tls = await finish_in_thread(tls) if callable(tls) else tls
+        for way in self._network.ways:
             if not way.is_up():
                 lost.append(f"{way.name} is down")
                 continue
             booking = await self._booking(ask, way, have, dear)
             if booking is None:
                 continue
+            job = _Job(part=part, length=ask.length, have=have, tell=tell)
             try:
-                return await self._receive_over(
-                    client, address, booking, _Job(part=part, length=ask.length, have=have, tell=tell)
-                )
+                async with client_of(
+                    way, tls=tls, timeout=self._timeout, proxy=self._network.proxy
+                ) as client:
+                    return await self._receive_over(client, address, booking, job)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 lost.append(f"{way.name}: {type(error).__name__}: {error}")
             except httpx.HTTPError as error:
@@ -149,6 +168,8 @@ class Transfer:
         self, client: httpx.AsyncClient, address: httpx.URL, booking: Booking, job: _Job
     ) -> int:
         headers = {"Accept-Encoding": "identity"}
+        if self._network.office is not None:
+            headers |= self._network.office.headers(address)
         if job.have:
             headers["Range"] = f"bytes={job.have}-"
         async with client.stream("GET", address, headers=headers) as answer:
@@ -171,7 +192,7 @@ class Transfer:
                     await finish_in_thread(part.unlink)
                 raise LinkLost("the office can't continue this download (416); it starts afresh")
             case status:
-                raise LinkLost(f"the office answered {status} for the image")
+                raise NotGiven(f"the office answered {status} for the image", gone=status in {404, 410})
         if answer.headers.get("content-encoding", "identity") != "identity":
             raise LinkLost("something on the way packed the image; it can't be continued")
         if answer.status_code == 206:
@@ -192,7 +213,8 @@ class Transfer:
         """Append the body to the part. Raises WrongImage at the first byte too many."""
         part, length, tell = job.part, job.length, job.tell
         file = await finish_in_thread(image_folder.open_part, part, begun_at)
-        done = begun_at
+        done = seen = begun_at
+        seen_at = self._clock()
         try:
             # Chunks as they come: a buffer would lose its content at each break of a slow link.
             async for chunk in answer.aiter_raw():
@@ -204,6 +226,11 @@ class Transfer:
                 tell(done, last=False)
                 # Not read meanwhile: the window of TCP closes, and the office waits.
                 await pause(self._pace.delay_s(len(chunk), self._clock()))
+                passed = self._clock() - seen_at
+                if passed >= SLOW_AFTER_S:
+                    if done - seen < LEAST_BYTES_PER_S * passed and done < length:
+                        raise TooSlow(f"{done - seen} bytes of the image came in {passed:.0f} s")
+                    seen, seen_at = done, seen_at + passed
         except httpx.HTTPError:
             # Nothing is missing: whether the office closes well is its own matter.
             if done < length:

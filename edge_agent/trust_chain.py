@@ -14,7 +14,6 @@ from functools import partial
 
 from edge_agent.config import AgentConfig
 from edge_agent.enrol import Enrolled
-from edge_agent.errors import StoreFailed
 from edge_agent.known_images import KnownImages
 from edge_agent.manifest_key import load_or_make_key
 from edge_agent.manifest_state import ManifestState
@@ -28,8 +27,10 @@ from edge_agent.trust_store import TrustKeeper, trust_folder
 from edge_agent.trusted_time import TimeAsker, TrustedTime, tls_by
 from edge_agent.vehicle_manifest import ManifestOffice, VehicleManifests
 from shared.backoff import Backoff
+from shared.errors import OtaError
 from shared.logs import get_log
 from shared.messages import Installed
+from shared.since_310 import TaskGroup, timeout
 from shared.trust.uptane.errors import StoreUnreadable
 from shared.trust.uptane.matching import Assignment
 from shared.trust.uptane.vehicle import Vehicle
@@ -55,6 +56,22 @@ class TrustChain:
     manifests: VehicleManifests
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def metadata_versions(self) -> dict[str, int]:
+        """What is trusted of each repository's own roles, for `hello`; nothing when the store is damaged."""
+        try:
+            store = self.keeper.store
+        except StoreUnreadable:
+            return {}
+        versions: dict[str, int] = {}
+        for name, state in (("director", store.director), ("image", store.image)):
+            versions |= {
+                f"{name}/root": state.read_root().signed.version,
+                f"{name}/timestamp": state.timestamp,
+                f"{name}/snapshot": state.snapshot,
+                f"{name}/targets": state.roles.get("targets", 0),
+            }
+        return versions
+
     def url_of(self, assignment: Assignment) -> str:
         """Where the office serves an image, for who has our token."""
         return f"{self.source.base.rstrip('/')}/repo/image/{assignment.served_name}"
@@ -65,7 +82,7 @@ class TrustChain:
 
     async def run(self) -> None:
         """Refresh for ever, and send manifests."""
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             tasks.create_task(self.manifests.run(), name="agent.vehicle_manifests")
             tasks.create_task(self._refresh(), name="agent.metadata")
 
@@ -75,14 +92,14 @@ class TrustChain:
             self.wake.clear()
             try:
                 refused = (await self.metadata.refresh()).outcome.refused
-            except (StoreUnreadable, StoreFailed) as error:
+            except OtaError as error:
                 log.error("metadata.not_refreshed", code=error.code, why=error.message)  # noqa: TRY400
                 rest_s = REFRESH_EVERY_S
             else:
                 tries = 0 if refused is None else tries + 1
                 rest_s = REFRESH_EVERY_S if refused is None else REFRESH_BACKOFF.delay_s(tries - 1)
             with suppress(TimeoutError):
-                async with asyncio.timeout(rest_s):
+                async with timeout(rest_s):
                     await self.wake.wait()
 
 
@@ -92,12 +109,14 @@ async def open_trust(
     us: Enrolled,
     *,
     installed: Callable[[], Awaitable[Sequence[Installed]]],
+    recently: Callable[[], Awaitable[Sequence[Installed]]] | None = None,
     needed: Callable[[], Collection[str]] = tuple,
     ran: Mapping[str, int] | None = None,
 ) -> TrustChain:
     """Open what is in the data folder. `ran` are release counters by component, from before the trust chain.
 
-    `installed` asks the ECUs (Updater.manifest, Acts.installed); `needed` names the selections that the
+    `installed` asks the ECUs (Updater.installed), `recently` may answer what they said a moment ago; `needed`
+    names the selections that the
     journal refers to. Raises StoreFailed, ConfigError, and OSError when no key can be made.
     """
     folder = trust_folder(config.data_dir)
@@ -127,7 +146,7 @@ async def open_trust(
     )
 
     async def vehicle() -> Vehicle:
-        return ecus.vehicle(us.device_id, await installed(), known)
+        return ecus.vehicle(us.device_id, await (recently or installed)(), known)
 
     downloads = config.downloads
     source = OfficeSource(

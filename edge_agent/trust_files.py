@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from edge_agent.safe_files import read_bounded, write_whole
+from edge_agent.safe_files import make_folder, read_bounded, write_whole
 from edge_agent.trust_store import read_sealed, sealed
 from shared.errors import BadMessage
 from shared.logs import get_log
@@ -87,7 +87,7 @@ class TrustFiles:
         """Keep a file; returns its hash."""
         sha256 = hashlib.sha256(raw).hexdigest()
         if self.get(sha256) is None:
-            self._files.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(self._files)
             write_whole(self._path(sha256), raw)
         return sha256
 
@@ -101,7 +101,7 @@ class TrustFiles:
             files=dict(kept.files),
         )
         name = selection_id(kept.selection)
-        self._selected.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self._selected)
         write_whole(self._selected / f"{name}.json", sealed(msgspec.json.encode(said)))
         return name
 
@@ -117,15 +117,24 @@ class TrustFiles:
                 f"no selection {name} is kept", advice="Fetch the metadata again: connect the truck."
             ) from error
 
+    def selections(self) -> tuple[str, ...]:
+        """The ids of what is kept, the newest first. Never raises."""
+        try:
+            return tuple(path.stem for path in self._newest_first())
+        except OSError as error:
+            log.warning("trust.selections_unread", why=str(error))
+            return ()
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self._selected.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+
     def prune(self, needed: Collection[str], files: Collection[str]) -> None:
         """Drop the oldest selections beyond the bound, but none of `needed`, and the files that nobody names.
 
         `files` are hashes to be kept all the same. Never raises: what is left is only room.
         """
         try:
-            selected = sorted(
-                self._selected.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True
-            )
+            selected = self._newest_first()
             for path in [one for one in selected if one.stem not in needed][MOST_KEPT:]:
                 path.unlink()
                 selected.remove(path)

@@ -18,7 +18,7 @@ from typing import TypeVar
 import msgspec
 
 from edge_agent.errors import StoreFailed
-from edge_agent.safe_files import read_bounded, sync_folder, write_whole
+from edge_agent.safe_files import make_folder, read_bounded, write_whole
 from edge_agent.threads import finish_in_thread
 from edge_agent.trust_config import Roots
 from shared.logs import get_log
@@ -136,20 +136,28 @@ def read_sealed(path: Path, load: Callable[[bytes], T], most_bytes: int) -> T:
         raise StoreUnreadable(f"{path} is damaged: {error}") from error
 
 
-def _read(folder: Path) -> TrustedStore:
-    """Raises FileNotFoundError for a truck that was never provisioned, StoreUnreadable for damage."""
-    mark = folder / MARK
+def read_store(folder: Path) -> TrustedStore:
+    """The store in the trust folder; nothing is written. Blocks.
+
+    Raises FileNotFoundError for a truck that was never provisioned, StoreUnreadable for damage.
+    """
     try:
-        store = read_sealed(folder / STORE, TrustedStore.load, MOST_STORE_BYTES)
-        if not mark.exists():
-            # Provisioning was cut between the store and its mark.
-            write_whole(mark, b"")
+        return read_sealed(folder / STORE, TrustedStore.load, MOST_STORE_BYTES)
     except FileNotFoundError:
-        if mark.exists():
+        if (folder / MARK).exists():
             raise _unreadable(folder, f"{folder / STORE} is gone, and this truck had one") from None
         raise
     except StoreUnreadable as error:
         raise _unreadable(folder, error.message) from error
+
+
+def _read(folder: Path) -> TrustedStore:
+    """As `read_store`, and it is marked that there was one."""
+    store, mark = read_store(folder), folder / MARK
+    try:
+        if not mark.exists():
+            # Provisioning was cut between the store and its mark.
+            write_whole(mark, b"")
     except OSError as error:
         raise _unreadable(folder, f"{mark} can't be written: {error}") from error
     return store
@@ -159,9 +167,7 @@ def _write(folder: Path, store: TrustedStore) -> None:
     raw = store.dump()
     if len(raw) > MOST_STORE_BYTES:
         raise OSError(f"the store would have {len(raw)} bytes, at most {MOST_STORE_BYTES} are read again")
-    if not folder.exists():
-        folder.mkdir(parents=True, mode=0o700)
-        sync_folder(folder.parent)
+    make_folder(folder)
     write_whole(folder / STORE, sealed(raw))
     if not (folder / MARK).exists():
         write_whole(folder / MARK, b"")

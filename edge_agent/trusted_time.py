@@ -7,12 +7,12 @@ bound to a nonce of ours; then certificates are judged by the proved time in pla
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import ssl
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -20,6 +20,7 @@ from edge_agent.addresses import tls_context
 from edge_agent.clock import Clock, boot_s
 from edge_agent.trust_store import TrustKeeper
 from shared.logs import get_log
+from shared.since_310 import UTC, timeout
 from shared.trust.uptane.errors import BadTimeToken
 from shared.trust.uptane.time_policy import Reading, TimePolicy
 from shared.trust.uptane.time_token import MOST_TOKEN_BYTES, WHERE, check_time_token
@@ -112,7 +113,7 @@ class TimeAsker:
     async def _answer(self, nonce: str) -> bytes | None:
         raw = b""
         async with (
-            asyncio.timeout(TOKEN_WITHIN_S),
+            timeout(TOKEN_WITHIN_S),
             httpx.AsyncClient(timeout=TOKEN_WITHIN_S, trust_env=False, follow_redirects=False) as client,
             client.stream("GET", self._url, params={"nonce": nonce}) as answer,
         ):
@@ -136,35 +137,45 @@ def fails_on_dates(error: BaseException | None) -> bool:
     return False
 
 
-def tls_by(ca_file: Path | None, time: TrustedTime) -> ssl.SSLContext:
+def tls_by(ca_file: Path | None, time: TrustedTime, ca_pem: str = "") -> ssl.SSLContext:
     """What servers are believed by, their dates judged by the proved time. Blocks. Raises ConfigError.
 
     Without a proof the clock judges, as ever. Of a chain only the server's own certificate's dates are
     looked at under a proof: the rest of it is signed, and what comes over it has signatures of its own.
     """
+    context = tls_context(ca_file, ca_pem)
     if time.proved is None:
-        return tls_context(ca_file)
-    context = tls_context(ca_file)
+        return context
     context.verify_flags |= ssl.VerifyFlags(NO_CHECK_TIME)
-    context.sslobject_class = _dated(time)
+    context.sslobject_class, context.sslsocket_class = _dated(time)
     return context
 
 
-def _dated(time: TrustedTime) -> type[ssl.SSLObject]:
+def _dated(time: TrustedTime) -> tuple[type[ssl.SSLObject], type[ssl.SSLSocket]]:
+    def check(peer: dict[str, Any]) -> None:
+        now = time.now()
+        begins, ends = peer.get("notBefore"), peer.get("notAfter")
+        if not isinstance(begins, str) or not isinstance(ends, str):
+            raise ssl.SSLCertVerificationError("the certificate says no dates")
+        if not ssl.cert_time_to_seconds(begins) <= now.timestamp() <= ssl.cert_time_to_seconds(ends):
+            refused = ssl.SSLCertVerificationError(
+                f"the certificate is good from {begins} to {ends}, it is {now.isoformat()}"
+            )
+            refused.verify_code = HAS_EXPIRED
+            raise refused
+
     class Dated(ssl.SSLObject):
         """Ends the handshake of a certificate whose dates do not hold the proved time."""
 
         def do_handshake(self) -> None:
             super().do_handshake()
-            peer, now = self.getpeercert() or {}, time.now()
-            begins, ends = peer.get("notBefore"), peer.get("notAfter")
-            if not isinstance(begins, str) or not isinstance(ends, str):
-                raise ssl.SSLCertVerificationError("the certificate says no dates")
-            if not ssl.cert_time_to_seconds(begins) <= now.timestamp() <= ssl.cert_time_to_seconds(ends):
-                refused = ssl.SSLCertVerificationError(
-                    f"the certificate is good from {begins} to {ends}, it is {now.isoformat()}"
-                )
-                refused.verify_code = HAS_EXPIRED
-                raise refused
+            check(self.getpeercert() or {})
 
-    return Dated
+    class DatedSocket(ssl.SSLSocket):
+        """The same for who speaks by sockets: the MQTT link."""
+
+        def do_handshake(self, block: bool = False) -> None:
+            super().do_handshake(block)
+            check(self.getpeercert() or {})
+
+    return Dated, DatedSocket

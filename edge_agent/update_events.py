@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TypeAlias
 
 from edge_agent.journal import Entry, Report
 from edge_agent.release import Former, Release
+from shared.causes import Cause, sentence
 from shared.messages import Error, TargetResult
+from shared.since_310 import StrEnum
 
 
 class Act(StrEnum):
@@ -65,10 +66,12 @@ class Fault:
 class Fits:
     """The documents are good for the components, of which one holds something else or does not answer.
 
-    `release` is there when there are several.
+    `release` is there when there are several, or where one is signed as a release; `selection` names what
+    the trust chain selected.
     """
 
     release: Release | None = None
+    selection: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,15 @@ class Verified:
 
 @dataclass(frozen=True)
 class Unsafe:
-    """Flashing is not allowed at this moment; `why` for the operator."""
+    """Flashing is not allowed at this moment; `why` in English, `causes` for any language."""
 
     why: str
+    causes: tuple[Cause, ...] = ()
+
+    @classmethod
+    def by(cls, *causes: Cause) -> Unsafe:
+        """For these causes, in their own words."""
+        return cls(sentence(causes), causes)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import assert_never
 
 from edge_agent import release_machine
 from edge_agent.journal import Entry
@@ -64,7 +63,9 @@ from edge_agent.update_moves import (
     try_again,
     wait,
 )
+from shared.causes import Cause, sentence
 from shared.errors import OtaError
+from shared.since_310 import assert_never
 from shared.states import UPDATE_MOVES, Step, UpdateState
 
 __all__ = ["ACT_OF", "FREE_RESTARTS", "MOST_RESTARTS", "MOST_TRIES", "RECOVERY", "STRANDED_AFTER", "decide"]
@@ -164,8 +165,9 @@ def _decide(entry: Entry, event: Event) -> Move:
 
 def _received(entry: Entry, event: Event) -> Move:
     match event:
-        case Fits(release=release):
-            return _go(replace(entry, release=release), UpdateState.DOWNLOADING, step=Step.DOWNLOADING)
+        case Fits(release=release, selection=selection):
+            known = replace(entry, release=release, selection=selection)
+            return _go(known, UpdateState.DOWNLOADING, step=Step.DOWNLOADING)
         case Holds(result=result, more=more):
             whose = "every component runs its" if more else "the component runs this"
             return done(entry, (result, *more), f"{whose} firmware already")
@@ -199,8 +201,8 @@ def _verifying(entry: Entry, event: Event) -> Move:
 
 def _waiting(entry: Entry, event: Event) -> Move:
     match event:
-        case Unsafe(why=why):
-            return wait(entry, why)
+        case Unsafe():
+            return wait(entry, event)
         case Ready() if entry.release is not None:
             return release_machine.begin(entry, event)
         case Ready(takes_over=takes_over):
@@ -222,9 +224,9 @@ def _flashing(entry: Entry, event: Event) -> Move:
             return _go(replace(entry, touched=True), UpdateState.ACTIVATING, step=Step.ACTIVATING)
         case Holds():
             return _go(replace(entry, touched=True), UpdateState.CHECKING, step=Step.READING_BACK)
-        case Unsafe(why=why):
+        case Unsafe():
             back = entry if entry.touched else replace(entry, state=UpdateState.WAITING)
-            return wait(back, why)
+            return wait(back, event)
         case Fetched():
             return stay(release_machine.fetched(entry, event))
         case NeedsUrl():
@@ -238,8 +240,8 @@ def _activating(entry: Entry, event: Event) -> Move:
     match event:
         case Activated():
             return _go(entry, UpdateState.CHECKING, step=Step.READING_BACK)
-        case Unsafe(why=why):
-            return wait(entry, why)
+        case Unsafe():
+            return wait(entry, event)
         case Fault(kind=FaultKind.NOT_NOW):
             return refused(entry, event)
         case Fault():
@@ -291,8 +293,8 @@ def _go(entry: Entry, state: UpdateState, *, step: Step) -> Move:
 
 def _cancelled(entry: Entry) -> Move:
     if entry.begun:
-        reason = "the ECU is being flashed: it is finished, since a stop would strand it"
-        return make_move(entry, report_of(entry, Step.TOO_LATE, reason=reason))
+        causes = (Cause("too_late"),)
+        return make_move(entry, report_of(entry, Step.TOO_LATE, reason=sentence(causes), causes=causes))
     ended = replace(entry, state=UpdateState.CANCELLED)
     return make_move(ended, report_of(ended, Step.FINISHED, reason="cancelled before flashing began"))
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import assert_never
 
 from edge_agent.journal import MOST_TEXT, Entry, Report, status_word
-from edge_agent.update_events import Act, Fault, FaultKind, Move, Pause
+from edge_agent.update_events import Act, Fault, FaultKind, Move, Pause, Unsafe
+from shared.causes import SENTENCES, Cause, sentence
 from shared.messages import Error, TargetResult
+from shared.since_310 import assert_never
 from shared.states import Step, TruckStatus, UpdateState
 
 MOST_TRIES = 8
@@ -54,17 +55,26 @@ def stay(entry: Entry) -> Move:
     return make_move(entry, None)
 
 
-def report_of(entry: Entry, step: Step, *, reason: str | None = None, error: Error | None = None) -> Report:
+def report_of(
+    entry: Entry,
+    step: Step,
+    *,
+    reason: str | None = None,
+    causes: tuple[Cause, ...] = (),
+    error: Error | None = None,
+) -> Report:
     """A status of the entry's state."""
-    return Report(status=status_word(entry.state), step=step, reason=reason, error=error)
+    return Report(status=status_word(entry.state), step=step, reason=reason, causes=causes, error=error)
 
 
-def news(entry: Entry, step: Step, why: str, error: Error | None = None) -> Report | None:
+def news(
+    entry: Entry, step: Step, why: str, error: Error | None = None, causes: tuple[Cause, ...] = ()
+) -> Report | None:
     """Tell why it does not go on, when that is news; not with every try."""
     told = entry.told
     if told is not None and told.step == step and told.reason == why[:MOST_TEXT]:
         return None
-    return report_of(entry, step, reason=why, error=error)
+    return report_of(entry, step, reason=why, causes=causes, error=error)
 
 
 def done(entry: Entry, results: tuple[TargetResult, ...], reason: str | None) -> Move:
@@ -85,19 +95,25 @@ def fault(code: str, text: str) -> Error:
     return Error(code=code, retryable=False, advice="Start a new job when it is still wanted.", text=text)
 
 
-def wait(entry: Entry, why: str) -> Move:
+def wait(entry: Entry, unsafe: Unsafe) -> Move:
     """Not allowed at this moment."""
-    return make_move(entry, news(entry, Step.WAITING, why), Pause.POLL)
+    report = news(entry, Step.WAITING, unsafe.why, causes=unsafe.causes)
+    return make_move(entry, report, Pause.POLL)
 
 
 def refused(entry: Entry, fault: Fault) -> Move:
-    """The ECU itself says not now: no failure, so it counts nothing."""
-    return make_move(entry, news(entry, Step.WAITING, fault.error.text, fault.error), Pause.REFUSED)
+    """The ECU, or the budget of data, says not now: no failure, so it counts nothing."""
+    error = fault.error
+    code = error.code if error.code in SENTENCES else "ecu_refuses"
+    report = news(entry, Step.WAITING, error.text, error, (Cause(code, error.text),))
+    return make_move(entry, report, Pause.REFUSED)
 
 
 def needs_url(entry: Entry) -> Move:
     """The office is asked for a fresh URL."""
-    return make_move(entry, report_of(entry, Step.URL_EXPIRED, reason="the signed URL is over"), Pause.URL)
+    causes = (Cause("url_expired"),)
+    report = report_of(entry, Step.URL_EXPIRED, reason=sentence(causes), causes=causes)
+    return make_move(entry, report, Pause.URL)
 
 
 def failed_before(entry: Entry, fault: Fault) -> Move:

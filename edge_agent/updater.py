@@ -11,9 +11,9 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import assert_never
 
 from edge_agent.acts import Acts, ComponentAccess, Downloader, Limits
+from edge_agent.authority import Authority, Documents
 from edge_agent.clock import Clock
 from edge_agent.errors import StoreFailed
 from edge_agent.interlocks import Interlocks
@@ -43,8 +43,10 @@ from edge_agent.update_machine import ACT_OF, FREE_RESTARTS, decide
 from edge_agent.vehicle import Vehicle
 from edge_agent.verifier import Verifier
 from shared.backoff import Backoff
+from shared.causes import Cause
 from shared.logs import get_log
-from shared.messages import Manifest
+from shared.messages import Installed, Manifest
+from shared.since_310 import assert_never, timeout
 from shared.states import UpdateState
 
 __all__ = ["ComponentAccess", "Downloader", "KillPoints", "Timing", "Updater", "no_kill"]
@@ -108,6 +110,7 @@ class Updater:
         *,
         downloader: Downloader,
         verifier: Verifier,
+        authority: Authority | None = None,
         components: Mapping[str, ComponentAccess],
         vehicle: Vehicle,
         policy: Policy,
@@ -126,8 +129,10 @@ class Updater:
         self._backoff = backoff
         self._timing = timing
         self._kill = kill_point
+        self._authority = authority or Documents(verifier, components)
         self._acts = Acts(
             downloader=downloader,
+            authority=self._authority,
             verifier=verifier,
             components=components,
             interlocks=Interlocks(
@@ -156,6 +161,10 @@ class Updater:
             if key[0] == job_id:
                 self._plans[key] = replace(plan, due_s=0.0, waits_for_office=False)
         self._store.changed.set()
+
+    async def installed(self, *, oldest_s: float = 0.0) -> list[Installed]:
+        """What every component says it holds; see Ecus."""
+        return await self._acts.installed(oldest_s=oldest_s)
 
     async def manifest(self) -> Manifest:
         """What every component says it holds; one that can't answer is left out. Raises StoreFailed."""
@@ -188,7 +197,7 @@ class Updater:
     async def _rest(self, most_s: float) -> None:
         # Not asyncio.wait_for: in Python 3.11 it loses a cancellation that comes with the event.
         with suppress(TimeoutError):
-            async with asyncio.timeout(most_s):
+            async with timeout(most_s):
                 await self._store.changed.wait()
 
     async def _resume(self) -> None:
@@ -203,6 +212,7 @@ class Updater:
         self.pulse()
         self._store.changed.clear()
         live = await self._store.live()
+        await self._authority.in_use(live)
         self._touching = any(entry.begun for entry in live)
         self._plans = {entry.key: self._plans[entry.key] for entry in live if entry.key in self._plans}
         for entry in live:
@@ -260,7 +270,7 @@ class Updater:
                     entry,
                     keep={target.sha256 for one in others for target in one.targets},
                     takes_over=takes_over,
-                    on_step=teller.step,
+                    on_step=teller,
                 ),
                 name=f"act-{act}",
             )
@@ -311,9 +321,10 @@ class Updater:
         ]
         # A release that has begun is never taken over, and takes nothing over: it ends whole by itself.
         if isinstance(event, Ready) and any(
-            one.state is not UpdateState.FLASHING or one.is_release or entry.is_release for one in rivals
+            one.state is not UpdateState.FLASHING or one.is_of_several or entry.is_of_several
+            for one in rivals
         ):
-            event = Unsafe("an earlier update of this component is about to be finished")
+            event = Unsafe.by(Cause("other_update"))
         move = decide(entry, event)
         if isinstance(event, Fetched):
             self._link_failures = 0

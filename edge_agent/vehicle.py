@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from edge_agent.clock import Clock
 from edge_agent.safety import UNKNOWN, VehicleState
 from shared.errors import BadMessage
+from shared.since_310 import timeout
 from shared.wire import decode_json
 
 MOST_FILE_BYTES = 4096
@@ -48,7 +49,7 @@ class FileVehicle:
     async def state(self) -> VehicleState:
         """What the file says, or UNKNOWN."""
         try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
+            async with timeout(READ_TIMEOUT_S):
                 raw = await asyncio.to_thread(self._read)
             said = decode_json(raw)
         except (OSError, TimeoutError, BadMessage):

@@ -28,6 +28,7 @@ from shared.backoff import Backoff
 from shared.errors import ConfigError
 from shared.logs import get_log
 from shared.messages import Installed
+from shared.since_310 import timeout
 from shared.trust.uptane.manifest import EcuReport, InstalledImage, make_manifest, say_time
 
 log = get_log("edge_agent.vehicle_manifest")
@@ -63,7 +64,7 @@ class ManifestOffice:
             address = check_safe(url, allow_plain=self.allow_plain, what="office.url")
             tls = await finish_in_thread(self.tls)
             async with (
-                asyncio.timeout(self.within_s),
+                timeout(self.within_s),
                 httpx.AsyncClient(verify=tls, timeout=self.within_s, trust_env=False) as client,
                 client.stream("POST", address, content=manifest, headers=headers) as answer,
             ):
@@ -168,12 +169,10 @@ class VehicleManifests:
             self._wake.clear()
             try:
                 if self._due:
-                    self._due = False
-                    await self.make()
+                    await self._make_due()
                     tries = 0
                 self.last_error = await self._send_unsent()
             except StoreFailed as error:
-                self._due = True
                 self.last_error = error.message
             if self.last_error is None and not self._due:
                 tries = 0
@@ -181,10 +180,19 @@ class VehicleManifests:
                 continue
             log.warning("manifest.not_sent", why=self.last_error, tries=tries + 1)
             try:
-                async with asyncio.timeout(self._backoff.delay_s(tries)):
+                async with timeout(self._backoff.delay_s(tries)):
                     await self._wake.wait()
             except TimeoutError:
                 tries += 1
+
+    async def _make_due(self) -> None:
+        # Cleared before, so that news that comes meanwhile makes another one.
+        self._due = False
+        try:
+            await self.make()
+        except BaseException:
+            self._due = True
+            raise
 
     async def _send_unsent(self) -> str | None:
         unsent = self._state.state.unsent

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from securesystemslib.signer import Key
@@ -19,6 +19,7 @@ from edge_agent.errors import DocumentMismatch, ImageMissing, OlderRelease
 from firmware_flashers.base import FirmwareImage
 from shared.messages import CommandTarget
 from shared.release import FirmwareSpec
+from shared.since_310 import UTC
 from shared.trust.document import verify_document
 from shared.trust.image import ImageCheck, check_image
 
@@ -65,12 +66,7 @@ class Verifier:
                 raise DocumentMismatch(f"{name}: the command says {said}, {signed} was signed")
         spec.check_fits(kind=kind, hardware=hardware)
         if not begun:
-            highest = self._counters.highest(target.component)
-            if spec.release_counter < highest:
-                raise OlderRelease(
-                    f"{spec.kind} {spec.version} has release counter {spec.release_counter}, "
-                    f"{target.component} ran {highest} already"
-                )
+            self.check_counter(target.component, spec)
         return spec
 
     async def check_file(self, path: Path, spec: FirmwareSpec) -> None:
@@ -84,8 +80,11 @@ class Verifier:
 
         await asyncio.to_thread(act)
 
-    async def load(self, path: Path, target: CommandTarget, spec: FirmwareSpec) -> FirmwareImage:
-        """The image in memory, checked as it lies there. Raises WrongImage or ImageMissing."""
+    async def load(self, path: Path, spec: FirmwareSpec, document: bytes) -> FirmwareImage:
+        """The image in memory, checked as it lies there, and what its ECU verifies of it.
+
+        Raises WrongImage or ImageMissing.
+        """
 
         def act() -> bytes:
             check = ImageCheck(spec)
@@ -100,7 +99,16 @@ class Verifier:
             return b"".join(parts)
 
         data = await asyncio.to_thread(act)
-        return FirmwareImage(spec=spec, data=data, document=target.document.encode())
+        return FirmwareImage(spec=spec, data=data, document=document)
+
+    def check_counter(self, component: str, spec: FirmwareSpec) -> None:
+        """Raises OlderRelease, and CountersUnknown when nobody can tell."""
+        highest = self._counters.highest(component)
+        if spec.release_counter < highest:
+            raise OlderRelease(
+                f"{spec.kind} {spec.version} has release counter {spec.release_counter}, "
+                f"{component} ran {highest} already"
+            )
 
     async def ran(self, component: str, spec: FirmwareSpec) -> None:
         """Remember that the component runs this firmware now: older ones are refused from here on."""

@@ -16,21 +16,23 @@ from shared.logs import get_log
 
 log = get_log("edge_agent.watch")
 
-LOOKS_TO_SUSPEND = 2
+LOOKS_TO_BELIEVE = 2
 """So many looks on end must forbid it: one lost moment must not throw a half-written slot away."""
 
 Look = Callable[[], Awaitable[Unsafe | None]]
+Tell = Callable[[Unsafe | None], None]
 
 
 async def watched(
-    stage: Coroutine[Any, Any, None], look: Look, *, every_s: float, may_suspend: bool
+    stage: Coroutine[Any, Any, None], look: Look, *, every_s: float, may_suspend: bool, tell: Tell
 ) -> Unsafe | None:
     """Write by `stage`, looking every `every_s`; returns why it was suspended, None when it is written.
 
-    Raises what `stage` raises.
+    Where it must not be suspended `tell` is called when the interlocks are lost, when other ones are, and
+    when none is any more. Raises what `stage` raises.
     """
     writing = asyncio.create_task(stage, name="acts-stage")
-    watch = asyncio.create_task(_until_unsafe(look, every_s), name="acts-watch")
+    watch = asyncio.create_task(_watch(look, every_s, may_suspend, tell), name="acts-watch")
     try:
         await asyncio.wait({writing, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not writing.done():
@@ -38,11 +40,8 @@ async def watched(
             if unsafe is None:
                 # A look that fails must not cut a flash short; the reset is asked for anew.
                 log.error("acts.watch_failed", why=str(watch.exception()))
-                await asyncio.wait({writing})
-                writing.result()
-                return None
-            log.warning("acts.interlock_lost", why=unsafe.why, suspends=may_suspend)
-            if may_suspend:
+            else:
+                log.warning("acts.suspended", why=unsafe.why)
                 writing.cancel()
             await asyncio.wait({writing})
             if writing.cancelled():
@@ -57,11 +56,18 @@ async def watched(
         _ = writing.cancelled() or writing.exception()
 
 
-async def _until_unsafe(look: Look, every_s: float) -> Unsafe:
+async def _watch(look: Look, every_s: float, may_suspend: bool, tell: Tell) -> Unsafe:
     looks = 0
+    told: Unsafe | None = None
     while True:
         await asyncio.sleep(every_s)
         unsafe = await look()
         looks = looks + 1 if unsafe is not None else 0
-        if unsafe is not None and looks >= LOOKS_TO_SUSPEND:
+        if unsafe is not None and looks < LOOKS_TO_BELIEVE:
+            continue
+        if unsafe is not None and may_suspend:
             return unsafe
+        if unsafe != told:
+            log.warning("acts.goes_on_against", why=None if unsafe is None else unsafe.why)
+            tell(unsafe)
+            told = unsafe

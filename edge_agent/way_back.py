@@ -5,15 +5,15 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+from edge_agent.authority import Order
 from edge_agent.ecus import holds
 from edge_agent.errors import ImageMissing
 from edge_agent.journal import Entry
 from edge_agent.release import Former
-from edge_agent.tools import OnStep, Tools, release_of, stage, target_of
-from edge_agent.update_events import Event, Restored
+from edge_agent.tools import OnStep, Tools, release_of, stage_and_start
+from edge_agent.update_events import Event, Restored, Unsafe
 from firmware_flashers.base import FirmwareImage, Flasher, FlashError, Identity
 from shared.logs import get_log
-from shared.messages import CommandTarget
 from shared.release import Incompatible
 from shared.trust.document import TrustError
 
@@ -27,12 +27,12 @@ class WayBack:
         self._tools = tools
         self._ecus = tools.ecus
 
-    async def former(self, target: CommandTarget, identity: Identity) -> Former:
+    async def former(self, order: Order, identity: Identity) -> Former:
         """What the ECU is brought back to: what it holds, or what it was given last when that is gone."""
-        if (identity.version, identity.sha256) == (target.version, target.sha256):
-            return Former(version=target.version, sha256=target.sha256, is_kept=True)
+        if holds(identity, order.spec):
+            return Former(version=order.spec.version, sha256=order.spec.sha256, is_kept=True)
         with suppress(ImageMissing):
-            image = await self._kept_image(target.component, identity.sha256)
+            image = await self._kept_image(order.component, identity.sha256)
             return Former(version=image.spec.version, sha256=image.spec.sha256, is_kept=True)
         return Former(version=identity.version, sha256=identity.sha256, is_kept=False)
 
@@ -42,16 +42,22 @@ class WayBack:
         if release.at is None:
             return Restored()
         component, slots = release.at, release.plan.target(release.at).slots
-        former, target = release.state(component).former, target_of(entry, component)
+        former = release.state(component).former
         assert former is not None, "it was written before the first touch"
+        orders = await self._tools.authority.again(entry)
+        new = orders.of(component).spec
         async with self._ecus.reach(component, self._tools.limits.stage_s) as flasher:
             identity = await self._ecus.untouched(component, flasher)
-            if is_former(identity, former) and (slots == 1 or former.sha256 == target.sha256):
+            if is_former(identity, former) and (slots == 1 or former.sha256 == new.sha256):
                 return Restored()
-            unsafe = await self._tools.unsafe(entry, component, begun=True)
+
+            async def look() -> Unsafe | None:
+                return await self._tools.unsafe(entry, component, begun=True, signed=orders.safety)
+
+            unsafe = await look()
             if unsafe is not None:
                 return unsafe
-            if slots == 2 and former.sha256 != target.sha256:
+            if slots == 2 and former.sha256 != new.sha256:
                 identity = await self._back_by_slot(component, flasher, former)
                 if is_former(identity, former):
                     return Restored()
@@ -61,9 +67,16 @@ class WayBack:
                         code="not_reverted",
                     )
             image = await self._kept_image(component, former.sha256)
-            if not holds(identity, image.spec):
-                await stage(flasher, image, on_step)
-            await flasher.activate()
+            unsafe = await stage_and_start(
+                flasher,
+                image,
+                on_step,
+                held=holds(identity, image.spec),
+                look=look,
+                every_s=self._tools.limits.watch_s,
+            )
+            if unsafe is not None:
+                return unsafe
             await self._ecus.proved(component, flasher, image)
             await flasher.confirm()
         return Restored()
@@ -94,18 +107,16 @@ class WayBack:
         return await self._ecus.known(component, flasher)
 
     async def _kept_image(self, component: str, sha256: str | None) -> FirmwareImage:
-        """The component's kept image, verified. `begun` in its check: this hash may return for now.
+        """The component's kept image, verified: this hash may return for now.
 
         Raises ImageMissing, for whatever reason it can't be had.
         """
         kept = None if self._tools.kept is None else await self._tools.kept.of(component)
         if kept is None or (sha256 is not None and kept.sha256 != sha256):
             raise ImageMissing(f"the image that {component} held is not kept on this truck")
-        target = kept.target(component)
         try:
-            return await self._tools.verifier.load(
-                Path(kept.image), target, self._tools.signed(target, begun=True)
-            )
+            order = await self._tools.authority.way_back(component, kept)
+            return await self._tools.verifier.load(Path(kept.image), order.spec, order.document)
         except (TrustError, Incompatible) as error:
             raise ImageMissing(
                 f"the image that is kept of {component} is not good: {error.message}"

@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from shared.errors import OtaError
 from shared.release import FirmwareSpec
+from shared.since_310 import StrEnum
 
 
 class FlashError(OtaError):
@@ -205,6 +205,23 @@ class Flasher(Protocol):
 
     async def revert(self) -> None:
         """Return to the image before `stage`. Raises FlashError where there is no second slot."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TroubleCode:
+    """One that an ECU stores: three bytes as a number, and its status byte (ISO 14229-1, annex D.2)."""
+
+    code: int
+    status: int
+
+
+@runtime_checkable
+class ReadsFaults(Protocol):
+    """What a flasher can do besides where its ECU tells its trouble codes; a ROM loader does not."""
+
+    async def trouble_codes(self, status_mask: int) -> tuple[TroubleCode, ...]:
+        """Those with a bit of `status_mask`, as the running application stores them. Raises FlashError."""
         ...
 
 

@@ -17,7 +17,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, nullconte
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import can
 
@@ -25,8 +25,10 @@ from firmware_flashers.base import BusDown, FlashError
 from firmware_flashers.can_driver import deepen, filters_in_driver, longest_frame_s
 from firmware_flashers.can_lock import interface_lock
 from firmware_flashers.can_trace import Trace
+from firmware_flashers.can_wait import receive
 from firmware_flashers.clock import MONOTONIC, Clock
 from shared.logs import get_log
+from shared.since_310 import Self
 
 log = get_log("firmware_flashers")
 
@@ -154,7 +156,7 @@ class CanLink:
     def _take(self, timeout_s: float) -> can.Message | None:
         """The next frame of any kind."""
         try:
-            message = self._bus.recv(timeout_s)
+            message = receive(self._bus, timeout_s, now=self.clock.now)
         except (can.CanError, OSError, ValueError) as error:
             raise BusDown(f"{self.name}: nothing can be received: {error}") from error
         if message is not None and message.is_error_frame and message.arbitration_id & BUS_OFF:

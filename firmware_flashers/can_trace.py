@@ -11,13 +11,14 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import can
 
 from firmware_flashers.clock import MONOTONIC, Clock
 from shared.errors import ConfigError
 from shared.logs import get_log
+from shared.since_310 import Self
 
 log = get_log("firmware_flashers")
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +44,7 @@ from shared.errors import ConfigError, OtaError
 from shared.images.formats import read
 from shared.logs import set_up_logs
 from shared.release import MAX_IMAGE_BYTES
+from shared.since_310 import UTC
 from shared.trust.document import MAX_DOCUMENT_BYTES, verify_document
 from shared.trust.image import check_image
 from shared.trust.keys import key_ring
@@ -71,7 +72,8 @@ ImageFile = Annotated[
     Path, typer.Option(metavar="FILE", help="Raw binary, Intel HEX, S-record or ELF; the content tells.")
 ]
 DocumentFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="The image's signed document (quarry release sign).")
+    Path | None,
+    typer.Option(metavar="FILE", help="The image's signed document (quarry release document sign)."),
 ]
 KeyFiles = Annotated[
     list[Path] | None,
@@ -328,7 +330,7 @@ def _firmware(
     if ecu.capabilities.trust_class is TrustClass.VERIFIES:
         raise ConfigError(
             "this ECU's bootloader boots only what a signed document describes: --version is not enough",
-            advice="Sign the image (quarry release sign) and give --document and --public-key.",
+            advice="Sign the image (quarry release document sign) and give --document and --public-key.",
         )
     return FirmwareImage.unsigned(flat.data, kind=kind, hardware=hardware, version=version)
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from firmware_flashers.base import FlashError
+from shared.since_310 import timeout
 
 MOST_OUTPUT_BYTES = 64 * 1024
 MOST_SAID = 200
@@ -39,7 +40,7 @@ async def run(argv: Sequence[str], *, timeout_s: float) -> str:
     except (OSError, ValueError) as error:
         raise CommandFailed(f"{name}: can't be started: {error}") from error
     try:
-        async with asyncio.timeout(timeout_s):
+        async with timeout(timeout_s):
             said, complained, code = await asyncio.gather(
                 _read(process, process.stdout), _read(process, process.stderr), process.wait()
             )
@@ -101,5 +102,5 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         return
     _kill(process)
     with suppress(TimeoutError):
-        async with asyncio.timeout(KILL_S):
+        async with timeout(KILL_S):
             await process.wait()

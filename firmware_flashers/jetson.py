@@ -47,6 +47,7 @@ from firmware_flashers.jetson_slots import (
 )
 from shared.logs import get_log
 from shared.release import Incompatible
+from shared.since_310 import timeout
 from shared.states import Step
 
 log = get_log("firmware_flashers")
@@ -261,7 +262,7 @@ class JetsonFlasher:
         await run(settings.reboot_command, timeout_s=settings.command_s)
         log.info("flasher.reboot_begun", component=settings.component, slot=slot.name)
         try:
-            async with asyncio.timeout(settings.reboot_s):
+            async with timeout(settings.reboot_s):
                 # On the gateway itself this process ends here, with the system that it runs on.
                 while await self._boot_id() == before:
                     await asyncio.sleep(POLL_S)

@@ -16,7 +16,6 @@ It holds no secret and no channel of one machine. Examples are in `profiles/`, a
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 from firmware_flashers.registry import FLASHERS, ROM, EcuSettings, profile_of
 from firmware_flashers.registry import Profile as ProtocolProfile
 from shared.errors import ConfigError
+from shared.since_310 import tomllib
 
 EXAMPLES = Path(__file__).with_name("profiles")
 MOST_BYTES = 64 * 1024

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from can.interfaces import VALID_INTERFACES
 
@@ -16,13 +16,14 @@ from firmware_flashers.can_link import MOST_11_BITS, MOST_29_BITS, Link, open_li
 from firmware_flashers.credentials import Credentials, read_credentials
 from firmware_flashers.isotp import IsoTpAddress
 from firmware_flashers.isotp_kernel import Prefer
-from firmware_flashers.jetson import JetsonFlasher
 from firmware_flashers.jetson_settings import JetsonSettings
 from firmware_flashers.rom_profile import DIALECTS, RomProfile
-from firmware_flashers.stm32_rom_flash import RomFlasher
-from firmware_flashers.uds_flash import UdsFlasher
 from firmware_flashers.uds_profile import PROFILES, UdsProfile
 from shared.errors import ConfigError
+
+if TYPE_CHECKING:
+    from firmware_flashers.stm32_rom_flash import RomFlasher
+    from firmware_flashers.uds_flash import UdsFlasher
 
 UDS = tuple(PROFILES)
 ROM = tuple(DIALECTS)
@@ -42,7 +43,6 @@ _OPENERS = (
 )
 
 Profile = UdsProfile | RomProfile
-AnyFlasher = UdsFlasher | RomFlasher
 
 
 def profile_of(flasher: str, table: Mapping[str, Any]) -> Profile:
@@ -187,19 +187,24 @@ async def open_flasher(settings: EcuSettings, *, holder: str | None = None) -> A
 async def open_component(settings: Component, *, holder: str | None = None) -> AsyncIterator[Flasher]:
     """The flasher of any component of a truck, the gateway too; see open_flasher."""
     if isinstance(settings, JetsonSettings):
+        from firmware_flashers.jetson import JetsonFlasher
+
         yield JetsonFlasher(settings)
         return
     async with open_flasher(settings, holder=holder) as flasher:
         yield flasher
 
 
-def flasher_on(link: Link, settings: EcuSettings) -> AnyFlasher:
+def flasher_on(link: Link, settings: EcuSettings) -> UdsFlasher | RomFlasher:
     """A component's flasher on a link that is open already (several ECUs of one bus share it).
 
     An async context manager. Raises ConfigError.
     """
+    # A protocol is loaded when an ECU speaks it: a gateway rarely has all of them.
     profile = settings.profile
     if isinstance(profile, RomProfile):
+        from firmware_flashers.stm32_rom_flash import RomFlasher
+
         return RomFlasher(
             component=settings.component,
             kind=settings.kind,
@@ -208,6 +213,8 @@ def flasher_on(link: Link, settings: EcuSettings) -> AnyFlasher:
             link=link,
             enter=settings.enter_command or (),
         )
+    from firmware_flashers.uds_flash import UdsFlasher
+
     # Checked when the settings were made.
     assert settings.tx_id is not None
     assert settings.rx_id is not None

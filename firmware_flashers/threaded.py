@@ -12,13 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, TypeVar
 
 from firmware_flashers.base import FlashError, OnProgress, Progress
 from firmware_flashers.can_link import CanLink, Link, nothing_touched
 from firmware_flashers.worker import Worker
 from shared.errors import OtaError
 from shared.logs import get_log
+from shared.since_310 import Self
 from shared.states import Step
 
 log = get_log("firmware_flashers")

@@ -31,6 +31,7 @@ POSITIVE: Final = 0x40
 
 SESSION_CONTROL: Final = 0x10
 ECU_RESET: Final = 0x11
+READ_DTCS: Final = 0x19
 READ_BY_ID: Final = 0x22
 READ_MEMORY: Final = 0x23
 SECURITY: Final = 0x27
@@ -53,6 +54,7 @@ SUPPRESS_ANSWER: Final = 0x80
 ENABLE_RX_AND_TX: Final = 0x00
 ENABLE_RX_AND_DISABLE_TX: Final = 0x01
 NORMAL_MESSAGES: Final = 0x01  # communicationType, ISO 14229-1 annex B.1
+BY_STATUS_MASK: Final = 0x02  # reportDTCByStatusMask
 DTC_ON: Final = 0x01
 DTC_OFF: Final = 0x02
 PLAIN: Final = 0x00  # dataFormatIdentifier: neither compressed nor encrypted
@@ -116,6 +118,11 @@ class UdsClient:
         """ReadDataByIdentifier of one identifier."""
         name = did.to_bytes(2, "big")
         return self._ask(bytes([READ_BY_ID]) + name, echo=name, what=f"reading {what}", tries=tries)
+
+    def read_dtcs(self, status_mask: int) -> bytes:
+        """ReadDTCInformation by status mask: the record behind the sub-function (see trouble_codes)."""
+        echo = bytes([BY_STATUS_MASK])
+        return self._ask(bytes([READ_DTCS, BY_STATUS_MASK, status_mask]), echo=echo, what="its trouble codes")
 
     def write(self, did: int, record: bytes, what: str) -> None:
         """WriteDataByIdentifier."""

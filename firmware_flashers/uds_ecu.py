@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from firmware_flashers import uds
-from firmware_flashers.base import Identity, NoAnswer, WrongEcu
+from firmware_flashers.base import Identity, NoAnswer, TroubleCode, WrongEcu
 from firmware_flashers.clock import MONOTONIC, Clock
 from firmware_flashers.credentials import Credentials
 from firmware_flashers.refusals import REQUEST_OUT_OF_RANGE, BadAnswer, Refused
+from firmware_flashers.trouble_codes import read_codes
 from firmware_flashers.uds_image import Place
 from firmware_flashers.uds_profile import UdsProfile
 from firmware_flashers.uds_quiet import QuietNodes
@@ -94,6 +95,10 @@ class UdsEcu:
         if state not in {b"\x00", b"\x01"}:
             raise BadAnswer(f"the ECU's state is {state[:8].hex()}, neither application nor bootloader")
         return state == b"\x01"
+
+    def trouble_codes(self, status_mask: int) -> tuple[TroubleCode, ...]:
+        """What the application stores of its faults; a bootloader refuses the question."""
+        return read_codes(self.client.read_dtcs(status_mask), status_mask, "the ECU")
 
     def place(self) -> Place:
         """Where the next image goes."""

@@ -8,7 +8,15 @@ for a safe moment between `stage` and `activate`) does not lock the ECU.
 from __future__ import annotations
 
 from firmware_flashers import isotp_kernel, uds_bench
-from firmware_flashers.base import Capabilities, FirmwareImage, FlashError, Identity, OnProgress, no_progress
+from firmware_flashers.base import (
+    Capabilities,
+    FirmwareImage,
+    FlashError,
+    Identity,
+    OnProgress,
+    TroubleCode,
+    no_progress,
+)
 from firmware_flashers.can_link import CanLink, Link
 from firmware_flashers.credentials import Credentials
 from firmware_flashers.isotp import IsoTpAddress
@@ -116,6 +124,10 @@ class UdsFlasher(ThreadedFlasher[UdsSteps]):
                 touched=False,
             )
         await self._step(lambda steps: steps.start.revert(), touched=lambda steps: steps.start.touched)
+
+    async def trouble_codes(self, status_mask: int) -> tuple[TroubleCode, ...]:
+        """See base.ReadsFaults."""
+        return await self._step(lambda steps: steps.ecu.trouble_codes(status_mask), touched=False)
 
     async def read(self, start: int, length: int, *, progress: OnProgress = no_progress) -> bytes:
         """See base.BenchFlasher. The ECU is programmed with nothing, but resets on its way out."""

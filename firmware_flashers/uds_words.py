@@ -6,11 +6,12 @@ are the profiles' own. Which of them an ECU has, its profile says (see uds_profi
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import IntEnum
 
 from firmware_flashers.base import BadImage, FlashError, NotProved, WrongEcu
 from firmware_flashers.refusals import BadAnswer
+from shared.since_310 import UTC
 
 DID_VERSION = 0xF189
 DID_HARDWARE = 0xF191

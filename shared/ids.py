@@ -14,6 +14,8 @@ from shared.errors import OtaError
 # Ids travel as one level of an MQTT topic and as one token of a NATS subject: no '/', '.', '+', '#'.
 ID_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+LOCAL_JOB = "local-"
+"""How the id of a job begins that a person at the truck began; the centre gives no such id."""
 
 
 class BadId(OtaError):
@@ -26,6 +28,11 @@ class BadId(OtaError):
 def new_id() -> str:
     """A fresh random id of 32 hex digits."""
     return uuid.uuid4().hex
+
+
+def is_local_job(job_id: str) -> bool:
+    """Whether a person at the truck began it."""
+    return job_id.startswith(LOCAL_JOB)
 
 
 def check_id(value: str, what: str) -> str:

@@ -13,6 +13,14 @@ from typing import TextIO
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
+_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "critical": logging.CRITICAL,
+}
+
 
 def _common_schema(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     event["log.level"] = event.pop("level", "info")
@@ -27,7 +35,7 @@ def set_up_logs(service: str, *, level: str = "info", stream: TextIO | None = No
     warnings up.
     """
     out = stream or sys.stderr
-    number = logging.getLevelNamesMapping()[level.upper()]
+    number = _LEVELS[level.lower()]
 
     def named(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
         event["service.name"] = service

@@ -9,7 +9,6 @@ them answers `error: unsupported` and does nothing. Golden files of each message
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -17,6 +16,7 @@ from msgspec import Meta
 
 from shared.errors import BadMessage
 from shared.ids import ID_PATTERN
+from shared.since_310 import StrEnum
 from shared.states import TruckStatus
 from shared.wire import Wire, decode_json
 
@@ -29,6 +29,9 @@ Url = Annotated[str, Meta(min_length=1, max_length=4000)]
 Counter = Annotated[int, Meta(ge=0, le=2**53)]
 Time = Annotated[datetime, Meta(tz=True)]
 
+MOST_CAUSES = 16
+MOST_DETAIL = 200
+"""Causes in a status, and characters of what one is about."""
 MOST_STATUSES = 200
 """Statuses in one message at most; a truck with more sends them in several batches."""
 
@@ -41,7 +44,10 @@ class Feature(StrEnum):
     FRESH_URL = "fresh-url"
     DOC_ED25519 = "doc-ed25519"  # firmware documents of shared.trust, signed with Ed25519
     RELEASE = "release"  # several components a job, which end together
+    UPTANE = "uptane"  # a command only triggers: what is installed stands in metadata of shared.trust.uptane
     UDS = "uds"  # flashes by ISO 14229 over ISO 15765-2
+    # Told at hello, never required: deltas of this form may be offered (shared.delta.FORMAT).
+    DELTA = "quarry-delta-1"
 
 
 class CommandKind(StrEnum):
@@ -71,7 +77,8 @@ class CommandTarget(Wire, frozen=True, kw_only=True):
     """One component to bring to one firmware.
 
     `document` is the signed firmware document, byte for byte (see shared.trust): it decides;
-    `version`, `sha256` and `length` only select and must agree with it. `url` is http(s), or `file:` for
+    `version`, `sha256` and `length` only select and must agree with it. It is empty where the truck has it
+    from signed metadata, or needs none (a command that requires `uptane`). `url` is http(s), or `file:` for
     what an operator brought to the truck.
     """
 
@@ -127,11 +134,29 @@ class TargetResult(Wire, frozen=True, kw_only=True):
     sha256: Sha256
 
 
+class ToldCause(Wire, frozen=True, kw_only=True):
+    """Why an update waits, by its code; shared.causes has the words. A newer agent's code is kept."""
+
+    code: Name
+    detail: Annotated[str, Meta(max_length=MOST_DETAIL)] | None = None
+    word: Name | None = None
+
+
+class WantedTarget(Wire, frozen=True, kw_only=True):
+    """What a component is to get, by the word of a truck that began the job itself."""
+
+    component: Name
+    version: Version
+    sha256: Sha256
+
+
 class Status(Wire, frozen=True, kw_only=True):
     """One step of one attempt, as the truck saw it.
 
     `seq` grows by one per status within a store; `progress` is 0..100; `at` is the truck's clock
-    and orders nothing. `targets` comes with `done`.
+    and orders nothing. `targets` comes with `done`. `causes` are those of `reason`, for whoever reads another
+    language. `wanted` comes with each status of a job that began at the truck (shared.ids.LOCAL_JOB), which
+    the centre has ordered nothing for.
     """
 
     message_id: Id
@@ -143,8 +168,10 @@ class Status(Wire, frozen=True, kw_only=True):
     step: Name
     progress: Annotated[int, Meta(ge=0, le=100)] | None = None
     reason: Text | None = None
+    causes: Annotated[tuple[ToldCause, ...], Meta(max_length=MOST_CAUSES)] | None = None
     error: Error | None = None
     targets: Annotated[tuple[TargetResult, ...], Meta(max_length=64)] | None = None
+    wanted: Annotated[tuple[WantedTarget, ...], Meta(max_length=64)] | None = None
     at: Time
 
 

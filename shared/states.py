@@ -7,7 +7,8 @@ alike in code, databases, on the wire and on the page.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
+
+from shared.since_310 import StrEnum
 
 
 class JobState(StrEnum):

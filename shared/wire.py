@@ -8,11 +8,12 @@ refused with `BadMessage`, which names the place.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 
 from shared.errors import BadMessage
+from shared.since_310 import Self
 
 MAX_MESSAGE_BYTES = 128 * 1024
 """The largest message that either end reads or writes (MQTT payload, bus value)."""

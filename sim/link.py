@@ -2,13 +2,14 @@
 
 Stands between an agent and the office's HTTP or MQTT port. `cut()` resets every connection that
 goes through and refuses new ones until `restore()`; `cut_after(n)` does so when n more bytes have
-gone down to the truck. Bytes are delayed, never changed.
+gone down to the truck. Bytes are delayed, and changed only by a filter that was asked for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Self
 
 CHUNK = 4096
@@ -18,18 +19,28 @@ CONNECT_TIMEOUT_S = 10.0
 class Link:
     """One relay on a free loopback port (`port`), as a resource.
 
-    `down_bytes_per_s` bounds the speed towards the truck, per connection; None is unbounded.
-    `down_bytes` counts what has gone down in all.
+    `down_bytes_per_s` bounds the speed towards the truck, per connection; None is unbounded. `lag_s` delays
+    each piece, in both directions. `down_bytes` counts what has gone down in all. `make_filter` makes one
+    function for each direction of each connection, through which its bytes go.
     """
 
-    def __init__(self, host: str, port: int, *, down_bytes_per_s: float | None = None) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        down_bytes_per_s: float | None = None,
+        make_filter: Callable[[], Callable[[bytes], bytes]] | None = None,
+    ) -> None:
         self._office = (host, port)
         self._rate = down_bytes_per_s
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._relays: set[asyncio.Task[None]] = set()
         self._cut_at: int | None = None
+        self._make_filter = make_filter
         self.is_cut = False
+        self.lag_s = 0.0
         self.down_bytes = 0
 
     @property
@@ -103,9 +114,12 @@ class Link:
             office_out.transport.abort()
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, down: bool) -> None:
+        through = None if self._make_filter is None else self._make_filter()
         with contextlib.suppress(OSError):
             while chunk := await source.read(CHUNK):
-                sink.write(chunk)
+                if self.lag_s:
+                    await asyncio.sleep(self.lag_s)
+                sink.write(chunk if through is None else through(chunk))
                 await sink.drain()
                 if not down:
                     continue

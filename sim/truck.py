@@ -1,20 +1,19 @@
-"""One simulated truck in one process: CAN hub, an MCU (STM32 or ESP32) with its flash, the real edge agent.
+"""One simulated truck: CAN hub, its ECUs with their flash, the vehicle around them, and the real edge agent.
 
-Everything that survives a restart is in the truck's folder: the MCU's flash, the secret of its ECU
-family, the agent's configuration and data. Factory content is written once, when there is no flash
-yet.
+Everything that survives a restart is in the truck's folder: each ECU's flash, the secret of its family,
+the agent's configuration and data. Factory content is written once, when there is no flash yet. The
+vehicle, where there is one, speaks J1939 on a bus of its own, as behind a truck's gateway.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
 import secrets
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,61 +34,42 @@ from sim.mcu.faults import Faults
 from sim.mcu.profile import EcuIdentity
 from sim.mcu.security import SECRET_BYTES
 from sim.mcu.server import Stm32Mcu, factory
+from sim.truck_config import ESP32_UDS, TruckEcu, TruckSettings, write_agent_config
+from sim.vehicle_bus import MOST_WORDS_BYTES, SimVehicle, read_words
 
-COMPONENT = "brake"
-KIND = "brake-controller"
-HARDWARE = "rev-b"
-BITRATE = 500_000
 MOST_FILE_BYTES = 64 * 1024 * 1024
+VEHICLE_BITRATE = 250_000
+"""SAE J1939-11."""
+VEHICLE_FILE = "vehicle.txt"
 
-STM32_UDS, ESP32_UDS = "stm32-uds", "esp32-uds"
-FLASHERS = (STM32_UDS, ESP32_UDS)
-"""What a simulated truck's MCU may be: one with a bootloader, or one with two OTA slots."""
-
-FLASH_FILE = "mcu-flash.bin"
-SECRET_FILE = "ecu.secret"  # a file's name  # noqa: S105
-CONFIG_FILE = "agent.toml"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TruckSettings:
-    """One truck. `image` and `document` are what the factory puts into its MCU, if anything.
-
-    `mqtt_port`: reach the broker through this port of loopback instead of where the office says, and
-    images through `office_url`, as behind a relay.
-    """
-
-    folder: Path
-    office_url: str
-    firmware_keys: tuple[Path, ...]
-    component: str = COMPONENT
-    kind: str = KIND
-    hardware: str = HARDWARE
-    bitrate: int | None = BITRATE
-    flasher: str = STM32_UDS
-    image: Path | None = None
-    document: Path | None = None
-    mqtt_port: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.flasher not in FLASHERS:
-            raise ConfigError(f"flasher {self.flasher[:80]!r} is not one of {', '.join(FLASHERS)}")
+Mcu = Stm32Mcu | Esp32Mcu
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """The hardware of a truck that is powered: `channel` is the hub's socket."""
+    """The hardware of a truck that is powered: `channel` is the hub's socket, `mcus` its ECUs by component.
+
+    `vehicle` sends on `vehicle_channel`; both None where there is no vehicle.
+    """
 
     hub: HubServer
-    mcu: Stm32Mcu | Esp32Mcu
+    mcus: Mapping[str, Mcu]
     channel: Path
+    vehicle: SimVehicle | None = None
+    vehicle_channel: Path | None = None
 
-    def running_content(self, size: int) -> bytes:
-        """The first `size` bytes of what the MCU runs (an STM32: has in its slot), as they are in flash."""
-        if isinstance(self.mcu, Stm32Mcu):
-            return self.mcu.content(size)
-        running = self.mcu.uds.running
-        return b"" if running is None else self.mcu.content(running[0], size)
+    @property
+    def mcu(self) -> Mcu:
+        """The first ECU."""
+        return next(iter(self.mcus.values()))
+
+    def running_content(self, size: int, component: str | None = None) -> bytes:
+        """The first `size` bytes of what an ECU runs (an STM32: has in its slot), as they are in flash."""
+        mcu = self.mcu if component is None else self.mcus[component]
+        if isinstance(mcu, Stm32Mcu):
+            return mcu.content(size)
+        running = mcu.uds.running
+        return b"" if running is None else mcu.content(running[0], size)
 
 
 def read_file(path: Path) -> bytes:
@@ -121,93 +101,103 @@ def leave_factory(
 
 
 @contextmanager
-def powered(settings: TruckSettings, *, faults: Faults | None = None) -> Iterator[Bench]:
-    """The truck's bus and MCU, in threads. Raises ConfigError, HubError, FlashFileError."""
+def powered(settings: TruckSettings, *, faults: Mapping[str, Faults] | None = None) -> Iterator[Bench]:
+    """The truck's buses, ECUs and vehicle, in threads; `faults` by component.
+
+    Raises ConfigError, HubError, FlashFileError.
+    """
     folder = settings.folder
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    secret_file = folder / SECRET_FILE
+    with ExitStack() as stack:
+        sockets = _room_for_sockets(folder, stack)
+        hub = stack.enter_context(hub_in_thread(sockets / "can.sock", bitrate=settings.bitrate))
+        mcus: dict[str, Mcu] = {}
+        for ecu in settings.ecus:
+            bus = hub_bus(sockets / "can.sock", stack)
+            mcu = mcus[ecu.component] = _mcu(settings, ecu, bus, (faults or {}).get(ecu.component))
+            stack.enter_context(mcu)
+        vehicle = None
+        if settings.vehicle is not None:
+            stack.enter_context(hub_in_thread(sockets / "vehicle.sock", bitrate=VEHICLE_BITRATE))
+            words = _words_of(folder / VEHICLE_FILE, settings.vehicle)
+            bus = hub_bus(sockets / "vehicle.sock", stack)
+            vehicle = stack.enter_context(SimVehicle(bus, read_words(words), words=folder / VEHICLE_FILE))
+        yield Bench(
+            hub=hub,
+            mcus=mcus,
+            channel=sockets / "can.sock",
+            vehicle=vehicle,
+            vehicle_channel=None if vehicle is None else sockets / "vehicle.sock",
+        )
+
+
+def hub_bus(channel: Path, stack: ExitStack) -> can.BusABC:
+    """An endpoint of a hub until `stack` ends."""
+    return stack.enter_context(can.Bus(str(channel), interface="quarry-hub", ignore_config=True))
+
+
+def _room_for_sockets(folder: Path, stack: ExitStack) -> Path:
+    """The truck's folder, or one with a shorter name: a socket's path is bounded by the kernel."""
+    sockets = folder.resolve()
+    if len(os.fsencode(sockets / "vehicle.sock")) > MOST_PATH_BYTES:
+        sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quarry-can-")))
+    return sockets
+
+
+def _mcu(settings: TruckSettings, ecu: TruckEcu, bus: can.BusABC, faults: Faults | None) -> Mcu:
+    secret_file = settings.folder / ecu.secret_file
     if not secret_file.exists():
         descriptor = os.open(secret_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(secrets.token_bytes(SECRET_BYTES))
-    esp = settings.flasher == ESP32_UDS
-    fill = esp32_factory if esp else factory
-    leave_factory(folder / FLASH_FILE, settings.image, settings.document, fill)
+    flash_file = settings.folder / ecu.flash_file
+    esp = ecu.flasher == ESP32_UDS
+    leave_factory(flash_file, ecu.image, ecu.document, esp32_factory if esp else factory)
+    tx_id, rx_id = settings.ids_of(ecu.component)
     of_the_part: dict[str, Any] = {
-        "flash_file": folder / FLASH_FILE,
-        "identity": EcuIdentity(kind=settings.kind, hardware=settings.hardware),
+        "flash_file": flash_file,
+        "identity": EcuIdentity(kind=ecu.kind, hardware=ecu.hardware, serial=ecu.serial_number),
         "public_keys": tuple(read_file(one) for one in settings.firmware_keys),
         "security_secret": read_secret(secret_file).value,
+        "request_id": tx_id,
+        "response_id": rx_id,
     }
-    with ExitStack() as stack:
-        channel = folder.resolve() / "can.sock"
-        if len(os.fsencode(channel)) > MOST_PATH_BYTES:
-            channel = (
-                Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quarry-can-"))) / "can.sock"
-            )
-        hub = stack.enter_context(hub_in_thread(channel, bitrate=settings.bitrate))
-        bus = stack.enter_context(can.Bus(str(channel), interface="quarry-hub", ignore_config=True))
-        mcu: Stm32Mcu | Esp32Mcu
-        if esp:
-            mcu = stack.enter_context(Esp32Mcu(Esp32Settings(**of_the_part), bus, faults=faults))
-        else:
-            mcu = stack.enter_context(Stm32Mcu(McuSettings(**of_the_part), bus, faults=faults))
-        yield Bench(hub=hub, mcu=mcu, channel=channel)
+    if esp:
+        return Esp32Mcu(Esp32Settings(**of_the_part), bus, faults=faults)
+    return Stm32Mcu(McuSettings(**of_the_part), bus, faults=faults)
 
 
-def write_agent_config(settings: TruckSettings, channel: Path) -> Path:
-    """The agent's configuration for this truck: a bench (no vehicle around), one component."""
-    text = json.dumps  # A JSON text without control characters is a TOML basic string.
-    keys = ", ".join(text(str(one.resolve())) for one in settings.firmware_keys)
-    relay = ""
-    if settings.mqtt_port is not None:
-        relay = f'mqtt_host = "127.0.0.1"\nmqtt_port = {settings.mqtt_port}\nimages_through_url = true\n'
-    config = f"""\
-# Written anew at each start of the simulated truck.
-data_dir = "agent"
-
-[office]
-url = {text(settings.office_url)}
-{relay}
-[trust]
-firmware_keys = [{keys}]
-threshold = 1
-
-[vehicle]
-source = "bench"
-
-[[component]]
-name = {text(settings.component)}
-kind = {text(settings.kind)}
-hardware = {text(settings.hardware)}
-flasher = {text(settings.flasher)}
-interface = "quarry-hub"
-channel = {text(str(channel))}
-tx_id = 0x7E0
-rx_id = 0x7E8
-security_secret_file = "{SECRET_FILE}"
-"""
-    path = settings.folder / CONFIG_FILE
-    part = path.with_suffix(".part")
-    part.write_text(config, encoding="utf-8")
-    part.replace(path)
-    return path
+def _words_of(file: Path, first: str) -> str:
+    """What a person wrote of the vehicle before, else `first`, which is put there for the next one."""
+    try:
+        with file.open("rb") as found:
+            return found.read(MOST_WORDS_BYTES).decode()
+    except FileNotFoundError:
+        read_words(first)
+        file.write_text(f"{first}\n", encoding="utf-8")
+        return first
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"can't read {file}: {error}") from error
 
 
 async def run_truck(
-    settings: TruckSettings, token: str | None, *, faults: Faults, ready: Callable[[str], None]
+    settings: TruckSettings,
+    token: str | None,
+    *,
+    faults: Mapping[str, Faults],
+    ready: Callable[[str], None],
 ) -> None:
     """Run the truck until SIGINT or SIGTERM; `ready` is told once, when its agent starts.
 
     With `token` it is enrolled first, unless that token has done so before. The first signal lets an
-    update of the MCU finish, a second one does not. Raises OtaError.
+    update of the ECUs finish, a second one does not. Raises OtaError.
     """
     stop = asyncio.Event()
     async with AsyncExitStack() as stack:
         hardware = powered(settings, faults=faults)
         bench = await asyncio.to_thread(hardware.__enter__)
         stack.push_async_callback(asyncio.to_thread, hardware.__exit__, None, None, None)
-        path = await asyncio.to_thread(write_agent_config, settings, bench.channel)
+        path = await asyncio.to_thread(write_agent_config, settings, bench.channel, bench.vehicle_channel)
         config = await asyncio.to_thread(load_config, path)
         if token is not None and not await asyncio.to_thread(has_enrolled_by, config.data_dir, token):
             await enrol(config, token)
@@ -222,15 +212,21 @@ async def run_truck(
         loop = asyncio.get_running_loop()
         for one in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(one, end)
-        ready(
-            f"truck {device_id} with {settings.kind} {settings.hardware}; CAN on quarry-hub {bench.channel}"
-        )
+        ready(_sentence(device_id, settings, bench))
         try:
             await asyncio.wait({agent})
         finally:
             agent.cancel()
         if not agent.cancelled():
             agent.result()
+
+
+def _sentence(device_id: str, settings: TruckSettings, bench: Bench) -> str:
+    ecus = " and ".join(f"{ecu.kind} {ecu.hardware}" for ecu in settings.ecus)
+    said = f"truck {device_id} with {ecus}; CAN on quarry-hub {bench.channel}"
+    if bench.vehicle is not None:
+        said += f"; vehicle by {settings.folder / VEHICLE_FILE}"
+    return said
 
 
 def has_enrolled_by(data_dir: Path, token: str) -> bool:

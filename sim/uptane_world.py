@@ -8,7 +8,7 @@ one takes it from there. `served` is what the truck's link brings; a test may pu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner, Key
 
 from shared.release import FirmwareSpec
+from shared.trust.document import make_document
 from shared.trust.uptane.director import DirectorSigners, direct, direct_offline
 from shared.trust.uptane.matching import served_name
 from shared.trust.uptane.offline import offline_file
@@ -76,6 +77,7 @@ class UptaneWorld:
         self.directed = 0
         for role, (count, _) in _THRESHOLDS.items():
             self.add_keys(role, count)
+        self.add_keys("ecu/document", 1)
         self.director = begin("director", self._roles("director"), now, sides=self._sides("time", "offline"))
         self.image = begin("image", self._roles("image"), now)
         for ecu in self.vehicle.ecus:
@@ -130,9 +132,13 @@ class UptaneWorld:
                     repository, _ = sign(repository, by_id[keyid], one.role)
         return repository
 
+    def image_of(self, kind: str, version: str) -> bytes:
+        """The content of a firmware; a world whose ECUs are real ones gives them real images."""
+        return image_bytes(kind, version)
+
     def spec(self, ecu: Ecu, version: str, counter: int) -> FirmwareSpec:
         """A firmware for an ECU."""
-        data = image_bytes(ecu.kind, version)
+        data = self.image_of(ecu.kind, version)
         return FirmwareSpec(
             kind=ecu.kind,
             hardware=(ecu.hardware,),
@@ -142,8 +148,24 @@ class UptaneWorld:
             sha256=hashlib.sha256(data).hexdigest(),
         )
 
-    def release(self, version: str, counter: int, *, needs: Sequence[Requirement] = ()) -> ReleaseSpec:
-        """Sign, publish and serve firmware of this version for every ECU, and the release of them all."""
+    def ecu_document(self, spec: FirmwareSpec) -> bytes:
+        """The document that an ECU with a verifying bootloader asks for."""
+        return make_document(spec, self.keys["ecu/document/1"], self.now + timedelta(days=365))
+
+    def release(
+        self,
+        version: str,
+        counter: int,
+        *,
+        needs: Sequence[Requirement] = (),
+        document: Callable[[FirmwareSpec], bytes | None] = lambda _: None,
+        change: Callable[[ReleaseSpec], ReleaseSpec] = lambda one: one,
+    ) -> ReleaseSpec:
+        """Sign, publish and serve firmware of this version for every ECU, and the release of them all.
+
+        `document` gives an ECU's own document (`ecu_document`), None for an ECU that verifies nothing.
+        `change` may say more of the release before it is signed.
+        """
         specs = [self.spec(ecu, version, counter) for ecu in self.vehicle.ecus]
         release = ReleaseSpec(
             name="haul",
@@ -162,13 +184,14 @@ class UptaneWorld:
                 for order, spec in enumerate(specs)
             ),
         )
-        document = release_target(release)
-        for target in [*map(firmware_target, specs), document]:
+        release = change(release)
+        whole = release_target(release)
+        for target in [*(firmware_target(spec, document(spec)) for spec in specs), whole]:
             self.image, _ = add_target(self.image, target, self.now)
         self.publish()
-        self.served["image", served_name(document.path, document.hashes["sha256"])] = release.dump()
+        self.served["image", served_name(whole.path, whole.hashes["sha256"])] = release.dump()
         for spec in specs:
-            data = image_bytes(spec.kind, version)
+            data = self.image_of(spec.kind, version)
             self.served["image", served_name(spec.target_path, spec.sha256)] = data
         return release
 

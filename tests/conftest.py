@@ -12,10 +12,15 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 import structlog
+from hypothesis import settings
 
 from control_plane.db import Database
 from control_plane.embedded.postgres import EmbeddedPostgres
 from control_plane.migrate import migrate
+
+# No test is about wall-clock time: on a busy machine any example may take long.
+settings.register_profile("quarry", deadline=None)
+settings.load_profile("quarry")
 
 # What simulated parts log beside a command that runs in the test's own process is none of its output;
 # pytest keeps it and shows it when the test fails.

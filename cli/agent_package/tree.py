@@ -20,9 +20,11 @@ from cli.check import CHECKOUT, tool
 from shared.errors import OtaError
 
 ROOMS = ("shared", "firmware_flashers", "edge_agent")
-PYTHONS = ("3.11", "3.12", "3.13")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 GLIBC = "2_28"
+LOCK = CHECKOUT / "requirements.lock"
+LOCK_310 = CHECKOUT / "edge_agent/packaging/requirements-py310.lock"
 FETCH_S = 900.0
 
 
@@ -86,13 +88,20 @@ def agent_tree(machine: Machine) -> dict[str, Entry]:
     return tree
 
 
+def locked(machine: Machine) -> str:
+    """The lock's lines of what the agent needs on that machine. Raises NotLocked."""
+    if machine.python == "3.10":
+        # The whole of it: the office and the desk, which the other lock is for too, don't run there.
+        return LOCK_310.read_text(encoding="utf-8")
+    return pinned(LOCK, closure("quarry-ota[edge]", machine.markers))
+
+
 def _wheels(machine: Machine) -> dict[str, Entry]:
     """The locked packages of that machine, every hash checked by the installer."""
     with tempfile.TemporaryDirectory(prefix="quarry-package-") as folder:
         wanted = Path(folder) / "requirements.txt"
         target = Path(folder) / "site"
-        names = closure("quarry-ota[edge]", machine.markers)
-        wanted.write_text(pinned(CHECKOUT / "requirements.lock", names), encoding="utf-8")
+        wanted.write_text(locked(machine), encoding="utf-8")
         command = [
             *(tool("uv"), "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--no-config"),
             *("--only-binary", ":all:", "--link-mode", "copy", "--no-compile-bytecode"),
@@ -129,7 +138,7 @@ def _rooms() -> dict[str, Entry]:
             if "__pycache__" not in name and not name.endswith(".md"):
                 found[f"{room}/{name}"] = entry
     number = version("quarry-ota")
-    about = f"Metadata-Version: 2.1\nName: quarry-ota\nVersion: {number}\n"
+    about = f"Metadata-Version: 2.1\nName: quarry-ota\nVersion: {number}\nRequires-Python: >=3.10\n"
     found[f"quarry_ota-{number}.dist-info/METADATA"] = Entry(content=about.encode())
     return found
 

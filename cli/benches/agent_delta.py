@@ -1,9 +1,10 @@
 """How much of an image a delta is, and how long a truck takes to apply it: two linked builds of one program.
 
-The program is generated C: functions that call each other, point at texts and tables, and use registers
-at fixed addresses, as a controller's firmware does; the newer build has a function and its call inserted
-near its begin, so that all code and data behind it move. It is built with the machine's own gcc, 32-bit
-and freestanding where that can be, into a flat image.
+With an ARM compiler and its C library (Debian: gcc-arm-none-eabi, libnewlib-arm-none-eabi) they are Cortex-M4
+images that hold all of newlib's real code; else they are built with the machine's own gcc. The program around
+it is generated C: functions that call each other, point at texts and tables, and use registers at fixed
+addresses, as a controller's firmware does. The newer build has a function and its call inserted at its begin,
+so that all code and data behind it move.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 import hashlib
 import io
 import random
+import shutil
 import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,12 +31,51 @@ MOST_S = 2.0
 RUNS = 3
 FUNCTIONS_A_FILE = 250
 BYTES_A_FUNCTION = 190
-GCC = ["gcc", "-m32", "-Os", "-w", "-ffreestanding", "-fno-pie", "-fno-asynchronous-unwind-tables"]
-LINK = ["-nostdlib", "-no-pie", "-Wl,-N,-Ttext=0x08010000,--build-id=none,-e,main"]
-APART = (
-    "generated C, gcc -m32 -Os (no ARM toolchain here), flat images linked at one address, code inserted "
-    "early in the newer; tables of constants are a quarter of each"
+TABLES_SHARE = 16
+"""One byte of so many is a table of constants, which only moves."""
+COMPILE = ("-Os", "-w", "-ffreestanding")
+LINK = (
+    *("-nostdlib", "-Wl,-N,-Ttext=0x08010000,--build-id=none,-e,main,--no-warnings"),
+    # What a library calls of the system is not there; nothing of it is ever run.
+    "-Wl,--unresolved-symbols=ignore-all,--allow-multiple-definition",
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Toolchain:
+    """`libraries` by the size of the image: archives that are linked in whole."""
+
+    compiler: tuple[str, ...]
+    objcopy: str
+    libraries: Mapping[int, tuple[str, ...]]
+    words: str
+
+
+@cache
+def _toolchain() -> _Toolchain:
+    """An ARM compiler's, if there is one."""
+    compiler = ("arm-none-eabi-gcc", "-mcpu=cortex-m4", "-mthumb")
+    if shutil.which(compiler[0]):
+        names = {SIZES["256 KiB"]: ("libm.a",), SIZES["1 MiB"]: ("libm.a", "libc.a")}
+        found = {name: _run([*compiler, f"-print-file-name={name}"]).strip() for name in ("libm.a", "libc.a")}
+        if all(Path(path).is_absolute() for path in found.values()):
+            return _Toolchain(
+                compiler=compiler,
+                objcopy="arm-none-eabi-objcopy",
+                libraries={size: tuple(found[one] for one in ones) for size, ones in names.items()},
+                words="arm-none-eabi-gcc -Os for Cortex-M4, newlib's libm (in the larger image libc too) "
+                "linked in whole, the rest generated C",
+            )
+    return _Toolchain(
+        compiler=("gcc", "-m32", "-fno-pie", "-no-pie", "-fno-asynchronous-unwind-tables"),
+        objcopy="objcopy",
+        libraries={},
+        words="generated C, gcc -m32 -Os (no ARM compiler with its C library here)",
+    )
+
+
+def _apart() -> str:
+    return f"{_toolchain().words}; flat images linked at one address, code inserted early in the newer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +97,7 @@ def ratio() -> Row:
         ratio=worst / MOST_RATIO,
         goal="< limit",
         met=worst < MOST_RATIO,
-        apart=APART,
+        apart=_apart(),
     )
 
 
@@ -82,44 +124,62 @@ def seconds() -> Row:
         ratio=taken / MOST_S,
         goal="< limit",
         met=taken < MOST_S,
-        apart=f"{len(pair.image)} bytes, from memory, the thread's CPU time, with the hash; {APART}",
+        apart=f"{len(pair.image)} bytes, from memory, the thread's CPU time, with the hash; {_apart()}",
     )
 
 
 @cache
 def _pair(size: int) -> _Pair:
     """Two builds of about `size` bytes. Raises RuntimeError when there is no compiler."""
-    functions = size * 3 // 4 // BYTES_A_FUNCTION
     with tempfile.TemporaryDirectory(prefix="quarry-bench-") as name:
         folder = Path(name)
+        tables = _compiled(folder, "tables", _tables(size // TABLES_SHARE))
+        libraries = _toolchain().libraries.get(size, ())
+        stub = _compiled(folder, "stub", "int main(void){return 0;}")
+        rest = size - len(_linked(folder, [stub, tables], libraries))
+        functions = max(rest, 0) // BYTES_A_FUNCTION + 10
         objects = [
             _compiled(folder, f"part{begin}", _source(begin, min(begin + FUNCTIONS_A_FILE, functions)))
             for begin in range(FUNCTIONS_A_FILE, functions, FUNCTIONS_A_FILE)
         ]
-        tables = _compiled(folder, "tables", _tables(size // 4))
-        images = []
-        for new in (False, True):
-            first = _compiled(folder, f"first{new:d}", _source(0, FUNCTIONS_A_FILE, new=new))
-            elf, flat = folder / "image.elf", folder / "image.bin"
-            _run([*GCC, *LINK, "-o", str(elf), str(first), *map(str, objects), str(tables)])
-            _run(["objcopy", "-O", "binary", str(elf), str(flat)])
-            images.append(flat.read_bytes())
-    base, image = images
+        base, image = (
+            _linked(
+                folder,
+                [
+                    _compiled(folder, "first", _source(0, min(FUNCTIONS_A_FILE, functions), new=new)),
+                    *objects,
+                    tables,
+                ],
+                libraries,
+            )
+            for new in (False, True)
+        )
     return _Pair(base=base, image=image, delta=make_delta(base, image))
 
 
-def _run(command: list[str]) -> None:
+def _linked(folder: Path, objects: Sequence[Path], libraries: Sequence[str]) -> bytes:
+    tools = _toolchain()
+    elf, flat = folder / "image.elf", folder / "image.bin"
+    whole = ["-Wl,--whole-archive", *libraries, "-Wl,--no-whole-archive"] if libraries else []
+    support = ["-lgcc"] if libraries else []
+    _run([*tools.compiler, *LINK, "-o", str(elf), *map(str, objects), *whole, *support])
+    _run([tools.objcopy, "-O", "binary", str(elf), str(flat)])
+    return flat.read_bytes()
+
+
+def _run(command: Sequence[str]) -> str:
     try:
-        subprocess.run(command, check=True, capture_output=True, timeout=600)
+        done = subprocess.run(command, check=True, capture_output=True, timeout=600)
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", b"") or b""
         raise RuntimeError(f"{command[0]} can't build the images: {detail[-300:]!r}") from error
+    return done.stdout.decode(errors="replace")
 
 
 def _compiled(folder: Path, name: str, source: str) -> Path:
     file, made = folder / f"{name}.c", folder / f"{name}.o"
     file.write_text(source, encoding="ascii")
-    _run([*GCC, "-c", "-o", str(made), str(file)])
+    _run([*_toolchain().compiler, *COMPILE, "-c", "-o", str(made), str(file)])
     return made
 
 

@@ -51,9 +51,9 @@ class OfficeAccount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     password: str
     client_id: str
 
-    def broker_user(self) -> BrokerUser:
-        """The account as the broker gets it."""
-        return office_user(self.user, hash_password(self.password))
+    def broker_user(self, name: str | None = None) -> BrokerUser:
+        """The account as the broker gets it; `name` is its certificate's, where the broker asks for those."""
+        return office_user(self.user if name is None else name, hash_password(self.password))
 
 
 def hash_password(password: str) -> str:

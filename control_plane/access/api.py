@@ -9,6 +9,7 @@ from fastapi import APIRouter, Body, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from control_plane.access.attempts import WrongAttempts
+from control_plane.access.certificates_api import BrokerForTrucks, CsrPem, Enrolled, PublicPem
 from control_plane.access.service import (
     LEAST_ENROLMENT_S,
     MOST_ENROLMENT_S,
@@ -43,27 +44,25 @@ class EnrolmentTokenOut(BaseModel):
 
 
 class Enrolment(BaseModel):
-    """A truck's request: the token it was given, and the two secrets that it made and saved before."""
+    """A truck's request: the token it was given, and the two secrets that it made and saved before.
+
+    `csr` asks for a client certificate for the key that it made; `manifest_key` is what its gateway signs
+    vehicle manifests with.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     enrolment_token: str = Field(pattern=r"^[A-Za-z0-9_-]{1,128}$", examples=[_EXAMPLE])
     http_token: Secret = Field(examples=[_EXAMPLE])
     mqtt_password: Secret = Field(examples=[_EXAMPLE])
-
-
-class Enrolled(BaseModel):
-    """Who the truck is and where its broker is. MQTT user name and client id are the device_id."""
-
-    device_id: str = Field(examples=["truck-001"])
-    mqtt_host: str = Field(examples=["127.0.0.1"])
-    mqtt_port: int = Field(examples=[1883])
+    csr: CsrPem | None = None
+    manifest_key: PublicPem | None = None
 
 
 def make_router(
-    access: AccessService, *, mqtt_host: str, mqtt_port: int, attempts: WrongAttempts | None = None
+    access: AccessService, *, broker: BrokerForTrucks, attempts: WrongAttempts | None = None
 ) -> APIRouter:
-    """The endpoints of this room. `mqtt_host` and `mqtt_port` are what trucks are told."""
+    """The endpoints of enrolment. `broker` is what trucks are told."""
     router = APIRouter(prefix="/api/v1", tags=["access"], responses=PROBLEMS)
     tries = attempts or WrongAttempts()
 
@@ -85,14 +84,16 @@ def make_router(
         source = request.client.host if request.client else ""
         tries.check(source)
         try:
-            device_id = await access.enrol(
+            truck = await access.enrol(
                 enrolment_token=asked.enrolment_token,
                 http_token=asked.http_token,
                 mqtt_password=asked.mqtt_password,
+                csr=asked.csr,
+                manifest_key=asked.manifest_key,
             )
         except BadEnrolmentToken:
             tries.wrong(source)
             raise
-        return Enrolled(device_id=device_id, mqtt_host=mqtt_host, mqtt_port=mqtt_port)
+        return broker.told(truck.device_id, truck.certificate, access.chain)
 
     return router

@@ -33,13 +33,16 @@ RETURNING expires_at
 SELECT device_id FROM enrolment_tokens WHERE token_sha256 = $1
 
 -- name: enrolment_token
-SELECT used_at IS NOT NULL AS used, expires_at <= now() AS expired
+SELECT used_at IS NOT NULL AS used, expires_at <= now() AS expired, key_sha256
 FROM enrolment_tokens WHERE token_sha256 = $1
 
 -- A used token stays until the next one is used: its truck may have lost the answer.
 -- name: use_enrolment_token
 WITH older AS (DELETE FROM enrolment_tokens WHERE device_id = $2 AND token_sha256 <> $1)
-UPDATE enrolment_tokens SET used_at = now() WHERE token_sha256 = $1
+UPDATE enrolment_tokens SET used_at = now(), key_sha256 = $3 WHERE token_sha256 = $1
+
+-- name: drop_enrolment_tokens
+DELETE FROM enrolment_tokens WHERE device_id = $1
 
 -- name: credential
 SELECT token_sha256, mqtt_bcrypt FROM device_credentials WHERE device_id = $1
@@ -49,9 +52,49 @@ INSERT INTO device_credentials (device_id, token_sha256, mqtt_bcrypt) VALUES ($1
 ON CONFLICT (device_id) DO UPDATE
 SET token_sha256 = excluded.token_sha256, mqtt_bcrypt = excluded.mqtt_bcrypt, issued_at = now()
 
+-- name: drop_credential
+DELETE FROM device_credentials WHERE device_id = $1 RETURNING token_sha256
+
 -- name: accounts
 SELECT device_id, mqtt_bcrypt FROM device_credentials
 WHERE device_id > $1 ORDER BY device_id LIMIT $2
+
+-- An account for each certificate that may be shown: its name is the certificate's. By (device, serial).
+-- name: certificate_accounts
+SELECT c.device_id, c.serial, d.mqtt_bcrypt
+FROM device_certificates c JOIN device_credentials d USING (device_id)
+WHERE c.state = 'live' AND (c.device_id, c.serial) > ($1, $2)
+ORDER BY c.device_id, c.serial LIMIT $3
+
+-- name: add_certificate
+INSERT INTO device_certificates (serial, device_id, key_sha256, issued_for, not_before, not_after, pem)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
+
+-- name: certificates
+SELECT serial, device_id, key_sha256, state, issued_for, not_before, not_after, issued_at, ended_at, pem
+FROM device_certificates WHERE device_id = $1 ORDER BY issued_at DESC, serial LIMIT $2
+
+-- name: end_certificates
+UPDATE device_certificates SET state = $2, ended_at = clock_timestamp()
+WHERE device_id = $1 AND state = 'live' AND serial <> ALL($3::text[])
+RETURNING serial
+
+-- Also those that were replaced: a revoked truck's old keys open nothing either.
+-- name: revoke_certificates
+UPDATE device_certificates SET state = 'revoked', ended_at = clock_timestamp()
+WHERE device_id = $1 AND state <> 'revoked'
+RETURNING serial
+
+-- name: issued_since
+SELECT count(*) FROM device_certificates
+WHERE device_id = $1 AND issued_for <> 'enrolment' AND issued_at > now() - make_interval(secs => $2)
+
+-- name: key_of_another
+SELECT EXISTS (SELECT FROM device_certificates WHERE key_sha256 = $2 AND device_id <> $1)
+
+-- name: clean_certificates
+DELETE FROM device_certificates WHERE device_id = $1 AND state <> 'live' AND serial NOT IN (
+    SELECT serial FROM device_certificates WHERE device_id = $1 ORDER BY issued_at DESC, serial LIMIT $2)
 
 -- name: drop_old_key
 DELETE FROM idempotency_keys

@@ -24,10 +24,11 @@ class Credential:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenState:
-    """What an enrolment token is good for."""
+    """What an enrolment token is good for; `key_sha256` of the certificate's key that it was used with."""
 
     used: bool
     expired: bool
+    key_sha256: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +90,16 @@ async def enrolment_token(connection: Connection, token_sha256: bytes) -> TokenS
     return None if row is None else TokenState(**dict(row))
 
 
-async def use_enrolment_token(connection: Connection, token_sha256: bytes, device_id: str) -> None:
-    """It works no more; the device's other tokens are forgotten."""
-    await connection.execute(_SQL["use_enrolment_token"], token_sha256, device_id)
+async def use_enrolment_token(
+    connection: Connection, token_sha256: bytes, device_id: str, key_sha256: str | None
+) -> None:
+    """It works no more but for this very key; the device's other tokens are forgotten."""
+    await connection.execute(_SQL["use_enrolment_token"], token_sha256, device_id, key_sha256)
+
+
+async def drop_enrolment_tokens(connection: Connection, device_id: str) -> None:
+    """Forget a device's tokens, used ones too."""
+    await connection.execute(_SQL["drop_enrolment_tokens"], device_id)
 
 
 async def credential(connection: Connection, device_id: str) -> Credential | None:
@@ -105,10 +113,24 @@ async def put_credential(connection: Connection, device_id: str, new: Credential
     await connection.execute(_SQL["put_credential"], device_id, new.token_sha256, new.mqtt_bcrypt)
 
 
+async def drop_credential(connection: Connection, device_id: str) -> bytes | None:
+    """Forget a device's secrets; returns the token's hash, None when there were none."""
+    found: bytes | None = await connection.fetchval(_SQL["drop_credential"], device_id)
+    return found
+
+
 async def accounts(connection: Connection, after: str, limit: int) -> list[tuple[str, str]]:
     """A page of (device_id, bcrypt hash of its MQTT password), by device_id."""
     rows = await connection.fetch(_SQL["accounts"], after, limit)
     return [(row["device_id"], row["mqtt_bcrypt"]) for row in rows]
+
+
+async def certificate_accounts(
+    connection: Connection, after: tuple[str, str], limit: int
+) -> list[tuple[str, str, str]]:
+    """A page of (device_id, serial, bcrypt hash of its MQTT password) for each live certificate."""
+    rows = await connection.fetch(_SQL["certificate_accounts"], *after, limit)
+    return [(row["device_id"], row["serial"], row["mqtt_bcrypt"]) for row in rows]
 
 
 async def reserve_key(

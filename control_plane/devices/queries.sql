@@ -49,6 +49,11 @@ WHERE device_id = $1 AND (last_seen_at IS NULL OR last_seen_at <= $5)
 -- name: online
 SELECT device_id FROM devices WHERE device_id = ANY($1::text[]) AND online
 
+-- name: installed
+SELECT device_id, component, installed_sha256
+FROM components JOIN devices USING (device_id)
+WHERE device_id = ANY($1::text[]) AND $2 = ANY(features) AND installed_sha256 IS NOT NULL
+
 -- name: lock_many
 SELECT device_id FROM devices WHERE device_id = ANY($1::text[]) ORDER BY device_id FOR NO KEY UPDATE
 

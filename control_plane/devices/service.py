@@ -212,6 +212,14 @@ class DeviceService:
         """Those of these devices that are connected, as far as is known."""
         return await store.online(connection, set(device_ids))
 
+    async def installed_images(
+        self, connection: Connection, device_ids: Iterable[str], *, feature: str
+    ) -> dict[tuple[str, str], str]:
+        """By (device_id, component), the SHA-256 of the image that was last reported; left out where none
+        was, and devices whose newest hello does not name the feature.
+        """
+        return await store.installed(connection, set(device_ids), feature)
+
 
 def _told(one: Component | None) -> tuple[object, ...]:
     """What makes a new version when it changes: all but when it was said."""

@@ -92,6 +92,14 @@ async def online(connection: Connection, device_ids: Collection[str]) -> set[str
     return {row["device_id"] for row in rows}
 
 
+async def installed(
+    connection: Connection, device_ids: Collection[str], feature: str
+) -> dict[tuple[str, str], str]:
+    """By (device_id, component), the image's SHA-256; only of devices with this feature."""
+    rows = await connection.fetch(_SQL["installed"], list(device_ids), feature)
+    return {(row["device_id"], row["component"]): row["installed_sha256"] for row in rows}
+
+
 async def lock_many(connection: Connection, device_ids: Collection[str]) -> set[str]:
     """Lock these rows in the order of their ids; returns those that there are."""
     rows = await connection.fetch(_SQL["lock_many"], sorted(set(device_ids)))

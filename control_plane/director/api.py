@@ -52,6 +52,16 @@ class ImageRepository(BaseModel):
     releases: list[ReleaseOut]
 
 
+class Images(BaseModel):
+    """Images by their SHA-256."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sha256: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
+        max_length=1000, examples=[["5e" * 32]]
+    )
+
+
 class EcuIn(BaseModel):
     """An ECU of a truck; `public_key` when it signs its own reports, else the gateway does."""
 
@@ -69,7 +79,9 @@ class EcusIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     primary_serial: Serial = Field(examples=["GW-0004"])
-    gateway_key: Pem = Field(examples=[_PEM])
+    gateway_key: Pem | None = Field(
+        default=None, examples=[_PEM], description="Left out: as the truck tells it when it is enrolled."
+    )
     ecus: list[EcuIn] = Field(max_length=MOST_ECUS)
 
 
@@ -102,12 +114,17 @@ class EcuOut(BaseModel):
 class Ecus(BaseModel):
     """A truck's ECUs; `version` is the ETag."""
 
+    device_id: str = Field(examples=["truck-001"])
     version: int = Field(examples=[1])
     primary_serial: str = Field(examples=["GW-0004"])
-    gateway_key: str = Field(examples=[_PEM])
+    gateway_key: str | None = Field(examples=[_PEM], description="Null until the truck has told it.")
     manifest_at: datetime | None = Field(description="When the newest good manifest came.")
     ecus: list[EcuOut]
     unregistered: list[str] = Field(examples=[[]], description="Serials that the truck reports besides.")
+    metadata_versions: dict[str, int] = Field(
+        examples=[{"director/timestamp": 41, "image/timestamp": 14}],
+        description="Which metadata the truck trusts, by its newest hello.",
+    )
 
 
 class EcuHistory(BaseModel):
@@ -141,9 +158,10 @@ def _ecus(inventory: Inventory) -> Ecus:
     vehicle = inventory.vehicle
     known = {one.serial for one in inventory.ecus}
     return Ecus(
+        device_id=vehicle.device_id,
         version=vehicle.revision,
         primary_serial=vehicle.primary_serial or "",
-        gateway_key=vehicle.gateway_key or "",
+        gateway_key=vehicle.gateway_key,
         manifest_at=vehicle.manifest_at,
         ecus=[
             EcuOut(
@@ -157,6 +175,7 @@ def _ecus(inventory: Inventory) -> Ecus:
             for one in inventory.ecus
         ],
         unregistered=sorted(inventory.held.keys() - known),
+        metadata_versions=dict(vehicle.metadata_versions),
     )
 
 
@@ -184,6 +203,11 @@ def make_router(
     async def get_image_repository(_: Operator) -> ImageRepository:
         """The image repository as it is served, and its releases."""
         return await _image_repository(repository)
+
+    @router.post("/image-repository/lacking")
+    async def lacking_images(_: Operator, asked: Images) -> Images:
+        """Those of these images that are not here: an upload must bring them."""
+        return Images(sha256=await repository.lacking(asked.sha256))
 
     @router.put("/devices/{device_id}/ecus")
     async def put_ecus(

@@ -19,6 +19,7 @@ from control_plane.errors import OfficeError
 from shared.release import MAX_IMAGE_BYTES
 from shared.trust.document import BadDocument, spec_of
 from shared.trust.uptane.delegation import HARDWARE, MOST_DEPTH, MOST_ROLES_ASKED
+from shared.trust.uptane.ecu_document import document_of
 from shared.trust.uptane.errors import BadReleaseDocument, MetadataRefused, SearchTooLong, Unreadable
 from shared.trust.uptane.matching import RELEASES, served_name
 from shared.trust.uptane.release_document import MOST_RELEASE_BYTES, read_release
@@ -38,17 +39,20 @@ class RepositoryRefused(OfficeError):
 
     status = 422
     code = "repository_refused"
-    advice = "Publish the repository again, whole, with `quarry release repo publish`."
+    advice = "Publish the repository again, whole, with `quarry release publish`."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One signed target; `release` is the document itself where it is one."""
+    """One signed target; `release` is the document itself where it is one, `document` what the ECU of an
+    image verifies itself.
+    """
 
     path: str
     sha256: str
     length: int
     release: bytes | None = None
+    document: bytes | None = None
 
     @property
     def name(self) -> str:
@@ -161,11 +165,12 @@ def _target(path: str, entry: TargetFile, bundle: Bundle, known: Callable[[str],
     if not path.startswith(RELEASES):
         try:
             spec = spec_of(path, entry)
+            document = document_of(entry.custom, spec)
         except BadDocument as error:
             raise Unreadable(where, error.message) from error
         if not 0 < spec.length <= MAX_IMAGE_BYTES:
             raise Unreadable(where, f"{path[:200]!r} has {spec.length} bytes")
-        return Target(path=path, sha256=sha256, length=entry.length)
+        return Target(path=path, sha256=sha256, length=entry.length, document=document)
     if entry.length > MOST_RELEASE_BYTES:
         raise BadReleaseDocument(where, f"{path[:200]!r} has {entry.length} bytes")
     raw = bundle.read(served_name(path, sha256), entry.length)

@@ -1,8 +1,7 @@
-"""The director's online keys and its offline root, from files, checked against each other at start.
+"""The director's online keys and its offline root, checked against each other at start.
 
-`KeySource` is where another kind of source (a PKCS #11 token, Vault's transit engine) would stand: it
-opens signers of securesystemslib and nothing else of the room knows where a key lies. Only the file is
-implemented.
+`KeySource` opens signers of securesystemslib, and nothing else of the room knows where a key lies: in the
+file, or, where the file only names it, in a PKCS #11 token or Vault's transit engine (key_references.py).
 """
 
 from __future__ import annotations
@@ -17,13 +16,25 @@ from typing import Protocol
 from securesystemslib.signer import Signer
 from tuf.api.metadata import Root
 
+from control_plane.director.key_references import (
+    Opening,
+    SigningFailed,
+    is_reference,
+    open_reference,
+    read_references,
+)
 from control_plane.secret_files import read_secret
 from shared.errors import ConfigError
+from shared.logs import get_log
 from shared.trust.keys import BadKey, load_signer
 from shared.trust.uptane.director import DirectorSigners
 from shared.trust.uptane.errors import MetadataRefused, Unreadable
 from shared.trust.uptane.roles import MOST_ROOT_BYTES, check_root_signed, read
+from shared.trust.uptane.side_roles import TIME, side_role
 
+log = get_log("control_plane.director")
+
+PROBE = b"quarry: is this key here?"
 ONLINE = ("targets", "snapshot", "timestamp")
 MOST_ROOTS = 1024
 _ROOT_NAME = re.compile(r"([1-9][0-9]{0,8})\.root\.json")
@@ -40,21 +51,45 @@ class KeySource(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class KeyFile:
-    """Ed25519 keys in PKCS #8 PEM, one below the other, in a file that only its owner can read."""
+    """Ed25519 keys in PKCS #8 PEM, one below the other, or references to keys that lie elsewhere, in a file
+    that only its owner can read. `key` is the configuration's word for it.
+    """
 
     path: Path
+    key: str = "director_key"
 
     def open(self) -> Sequence[Signer]:
         """The signers. Raises ConfigError."""
         raw = read_secret(self.path)
         if raw is None:
-            raise ConfigError(f"director_key: there is no file {self.path}")
+            raise ConfigError(f"{self.key}: there is no file {self.path}")
+        if is_reference(raw):
+            return self._referred(raw)
         try:
             found = [load_signer(pem) for pem in _PRIVATE.findall(raw)]
         except BadKey as error:
-            raise ConfigError(f"director_key: {self.path}: {error.message}") from error
+            raise ConfigError(f"{self.key}: {self.path}: {error.message}") from error
         if not found:
-            raise ConfigError(f"director_key: {self.path} holds no private key in PEM")
+            raise ConfigError(f"{self.key}: {self.path} holds no private key in PEM")
+        return found
+
+    def _referred(self, raw: bytes) -> list[Signer]:
+        """Each key signs once, so that a wrong PIN or key is known at start, and tried no more."""
+        opening = Opening(folder=self.path.parent)
+        found: list[Signer] = []
+        try:
+            for reference in read_references(raw, str(self.path)):
+                signer = open_reference(reference, opening, f"{self.path.name} ({reference.signer})")
+                found.append(signer)
+                try:
+                    signer.sign(PROBE)
+                except SigningFailed as error:
+                    if not error.retryable:
+                        raise
+                    # The rest of the office goes on; what is directed waits until the key is there.
+                    log.warning("director.key_not_reached", key=self.key, why=error.message)
+        except (BadKey, SigningFailed) as error:
+            raise ConfigError(f"{self.key}: {error.message}", advice=error.advice) from error
         return found
 
 
@@ -97,7 +132,7 @@ def open_director(keys: KeySource, roots: Path) -> Director:
             raise ConfigError(
                 f"director_key: {role} needs {named.threshold} of the keys that root {root.version} names,"
                 f" {len(mine)} are here",
-                advice="Give the keys that the newest root names; see `quarry release repo show`.",
+                advice="Give the keys that the newest root names; see `quarry release show`.",
             )
         chosen[role] = mine
     online_root = [keyid for keyid in root.roles[Root.type].keyids if keyid in signers]
@@ -113,6 +148,24 @@ def open_director(keys: KeySource, roots: Path) -> Director:
             targets=chosen["targets"], snapshot=chosen["snapshot"], timestamp=chosen["timestamp"]
         ),
     )
+
+
+def open_time_signers(keys: KeySource, root: Root) -> tuple[Signer, ...]:
+    """Who signs time tokens: those of these keys that the root's role `time` names. Raises ConfigError."""
+    try:
+        role = side_role(root, TIME, "director/root")
+    except MetadataRefused as error:
+        raise ConfigError(
+            f"director_time_key: {error.message}",
+            advice="Make the director's root with a key of role time, or leave director_time_key away.",
+        ) from error
+    mine = tuple(signer for signer in keys.open() if signer.public_key.keyid in role.keyids)
+    if len(mine) < role.threshold:
+        raise ConfigError(
+            f"director_time_key: time needs {role.threshold} of the keys that root {root.version} names,"
+            f" {len(mine)} are here"
+        )
+    return mine
 
 
 def read_root_file(path: Path, key: str) -> bytes:

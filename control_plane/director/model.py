@@ -29,6 +29,14 @@ MOST_GAP = 1_000_000
 a few versions each; more than this was counted up by a thief, and is undone by rotating the key."""
 
 
+TOLD = tuple(
+    f"{repository}/{role}"
+    for repository in ("director", "image")
+    for role in ("root", "timestamp", "snapshot", "targets", "offline")
+)
+"""Names of metadata versions in a hello."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EcuRecord:
     """A registered ECU. `counter` is the highest release counter that it reported; `settled_sha256` what
@@ -46,7 +54,10 @@ class EcuRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class VehicleRecord:
-    """A truck's row. `revision` counts registrations (0: none yet), `version` what was signed for it."""
+    """A truck's row. `revision` counts registrations (0: none yet), `version` what was signed for it.
+
+    `metadata_versions` are those that the truck said it trusts, by "director/timestamp" and the like.
+    """
 
     device_id: str
     revision: int
@@ -59,6 +70,7 @@ class VehicleRecord:
     said_at: datetime | None
     manifest_sha256: str | None
     manifest_at: datetime | None
+    metadata_versions: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +81,11 @@ class Choice:
     job_id: str | None
     chosen_by: str
     chosen_at: datetime
+
+
+def told_versions(versions: Mapping[str, int]) -> dict[str, int]:
+    """Of a hello's metadata versions those of roles that every truck has; others are not kept."""
+    return {name: versions[name] for name in TOLD if name in versions}
 
 
 def vehicle_of(device_id: str, ecus: Sequence[EcuRecord]) -> Vehicle:

@@ -11,9 +11,17 @@ SELECT * FROM director_vehicles WHERE device_id = $1
 UPDATE director_vehicles SET primary_serial = $2, gateway_key = $3, revision = revision + 1
 WHERE device_id = $1
 
+-- Where no ECUs are registered yet, the first registration still needs no version.
+-- name: set_gateway_key
+UPDATE director_vehicles SET gateway_key = $2, revision = CASE WHEN revision > 0 THEN revision + 1 ELSE 0 END
+WHERE device_id = $1
+
 -- Never lower, whoever calls it with what.
 -- name: raise_version
 UPDATE director_vehicles SET version = greatest(version, $2) WHERE device_id = $1 RETURNING version
+
+-- name: set_metadata_versions
+UPDATE director_vehicles SET metadata_versions = $2::jsonb WHERE device_id = $1
 
 -- name: next_version
 UPDATE director_vehicles SET version = version + 1 WHERE device_id = $1 RETURNING version
@@ -118,13 +126,27 @@ ON CONFLICT (name) DO UPDATE SET sha256 = excluded.sha256, raw = excluded.raw, t
 DELETE FROM image_targets
 
 -- name: add_image_target
-INSERT INTO image_targets (path, sha256, length, release) VALUES ($1, $2, $3, $4)
+INSERT INTO image_targets (path, sha256, length, release, document) VALUES ($1, $2, $3, $4, $5)
+
+-- What is signed now, and what was and is not any more.
+-- name: note_releases
+INSERT INTO image_releases (path) SELECT unnest($1::text[])
+ON CONFLICT (path) DO UPDATE SET withdrawn_at = NULL WHERE image_releases.withdrawn_at IS NOT NULL
+
+-- name: note_withdrawn
+UPDATE image_releases SET withdrawn_at = now() WHERE withdrawn_at IS NULL AND path <> ALL($1::text[])
+
+-- name: known_releases
+SELECT path, withdrawn_at IS NULL AS signed FROM image_releases ORDER BY path
 
 -- name: image_target
-SELECT path, sha256, length, release FROM image_targets WHERE path = $1
+SELECT path, sha256, length, release, document FROM image_targets WHERE path = $1
+
+-- name: image_targets
+SELECT path, sha256, length, release, document FROM image_targets WHERE path = ANY($1::text[])
 
 -- name: image_hashes
-SELECT path, sha256 FROM image_targets WHERE path = ANY($1::text[])
+SELECT DISTINCT sha256 FROM image_targets WHERE release IS NULL
 
 -- name: releases
 SELECT path, release FROM image_targets WHERE release IS NOT NULL ORDER BY path

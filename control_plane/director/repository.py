@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,9 +19,11 @@ from control_plane.cache import MemoryCache
 from control_plane.db import Connection, Database
 from control_plane.director import store_images
 from control_plane.director.bundle import Bundle, opened
+from control_plane.director.bundle_deltas import forget_deltas, take_deltas
 from control_plane.director.intake import RepositoryRefused, Target, Verified, verify_bundle
 from control_plane.director.store_images import RepositoryRow
 from control_plane.errors import Conflict, NotFound
+from control_plane.firmware.deltas import DeltaService
 from control_plane.storage.base import StoreUnavailable, WrongBytes
 from control_plane.storage.folder import FolderFiles
 from shared.logs import get_log
@@ -61,11 +63,13 @@ class ImageRepositoryService:
         db: Database,
         files: FolderFiles,
         *,
+        deltas: DeltaService,
         provisioned: TrustedStore,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._db = db
         self._files = files
+        self._deltas = deltas
         self._provisioned = provisioned
         self._clock = clock
         self._one = asyncio.Lock()
@@ -85,14 +89,18 @@ class ImageRepositoryService:
                 async with self._db.transaction() as connection:
                     before = await store_images.repository(connection)
                     documents = await store_images.releases(connection)
+                    old = await store_images.image_hashes(connection)
                 tar = await asyncio.to_thread(stack.enter_context, opened(bundle))
                 trusted = self._provisioned if before is None else TrustedStore.load(before.trusted)
                 verified = await asyncio.to_thread(verify_bundle, tar, trusted, self._clock(), documents.get)
                 verified = replace(verified, metadata=self._with_first_root(verified.metadata))
                 await self._put_images(tar, [one for one in verified.targets if one.release is None])
-            row, changed = await self._db.run(
-                lambda connection: self._commit(connection, before, verified, by)
-            )
+                row, changed = await self._db.run(
+                    lambda connection: self._commit(connection, before, verified, by)
+                )
+                images = {one.sha256: one.length for one in verified.targets if one.release is None}
+                await take_deltas(tar, self._deltas, self._files.incoming, images, by=by)
+                await forget_deltas(self._deltas, old - images.keys())
         if changed:
             log.info(
                 "director.image_repository_taken",
@@ -165,6 +173,10 @@ class ImageRepositoryService:
         assert row is not None
         return row, True
 
+    async def lacking(self, sha256s: Sequence[str]) -> list[str]:
+        """Those of these images that are not in the firmware store."""
+        return [one for one in sha256s if not await self._files.exists(one)]
+
     async def status(self) -> tuple[RepositoryRow, dict[str, ReleaseSpec]]:
         """The repository, and its releases by path. Raises NotFound."""
         async with self._db.transaction() as connection:
@@ -199,7 +211,15 @@ class ImageRepositoryService:
     async def unsigned(self, connection: Connection, specs: list[FirmwareSpec]) -> list[str]:
         """Paths of those of these firmwares that are not signed (any more)."""
         paths = [spec.target_path for spec in specs]
-        return sorted(set(paths) - (await store_images.hashes(connection, paths)).keys())
+        return sorted(set(paths) - (await self.images(connection, paths)).keys())
+
+    async def images(self, connection: Connection, paths: Sequence[str]) -> dict[str, Target]:
+        """Those of these targets that are signed now, by path."""
+        return await store_images.targets(connection, paths)
+
+    async def known_releases(self, connection: Connection) -> dict[str, bool]:
+        """Every release that was ever taken in, and whether it is signed now, by path."""
+        return await store_images.known_releases(connection)
 
     def _parse(self, path: str, raw: bytes) -> ReleaseSpec:
         found = self._parsed.get(path)

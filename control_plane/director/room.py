@@ -8,16 +8,26 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from fastapi import FastAPI
+from securesystemslib.signer import Signer
 
 from control_plane.config import OfficeConfig
 from control_plane.db import Database
 from control_plane.devices.service import DeviceService
 from control_plane.director import alarms_api, api, trucks_api
 from control_plane.director.alarms import AlarmService
-from control_plane.director.keys import Director, KeyFile, open_director, read_root_file
+from control_plane.director.keys import (
+    Director,
+    KeyFile,
+    open_director,
+    open_time_signers,
+    read_root_file,
+)
 from control_plane.director.manifests import ManifestService
+from control_plane.director.release_jobs import ReleaseJobs
 from control_plane.director.repository import ImageRepositoryService
 from control_plane.director.service import DirectorService
+from control_plane.director.time_tokens import TimeTokens
+from control_plane.firmware.deltas import DeltaService
 from control_plane.jobs.service import JobService
 from control_plane.metrics import Metrics
 from control_plane.storage.folder import FolderFiles
@@ -31,10 +41,13 @@ log = get_log("control_plane.director")
 
 @dataclass(frozen=True, kw_only=True)
 class Trust:
-    """What the operator provisioned: the online keys with their root, and the image repository's root."""
+    """What the operator provisioned: the online keys with their root, the image repository's root, and
+    the keys that sign time tokens, if trucks may ask for any.
+    """
 
     director: Director
     provisioned: TrustedStore
+    time_signers: tuple[Signer, ...] = ()
 
 
 def read_trust(config: OfficeConfig) -> Trust | None:
@@ -44,6 +57,11 @@ def read_trust(config: OfficeConfig) -> Trust | None:
     roots = Path(config.director_roots)
     director = open_director(KeyFile(path=Path(config.director_key)), roots)
     image_root = read_root_file(Path(config.director_image_root), "director_image_root")
+    time_signers: tuple[Signer, ...] = ()
+    if config.director_time_key:
+        time_signers = open_time_signers(
+            KeyFile(path=Path(config.director_time_key), key="director_time_key"), director.root
+        )
     newest = director.roots[f"{director.root.version}.root.json"]
     try:
         provisioned = provision(director_root=newest, image_root=image_root)
@@ -52,7 +70,7 @@ def read_trust(config: OfficeConfig) -> Trust | None:
     if director.root.expires <= datetime.now(UTC):
         # Everything else of the office goes on; trucks refuse what is directed until it is renewed.
         log.error("director.root_expired", at=director.root.expires.isoformat(), root=director.root.version)
-    return Trust(director=director, provisioned=provisioned)
+    return Trust(director=director, provisioned=provisioned, time_signers=time_signers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +82,15 @@ class DirectorRoom:
     director: DirectorService
     manifests: ManifestService
     alarms: AlarmService
+    release_jobs: ReleaseJobs
+    time_tokens: TimeTokens
 
     def add_to(self, app: FastAPI) -> None:
         """Its endpoints."""
         app.include_router(api.make_router(self.repository, self.director, self.files.incoming))
-        app.include_router(trucks_api.make_router(self.repository, self.director, self.manifests))
+        app.include_router(
+            trucks_api.make_router(self.repository, self.director, self.manifests, self.time_tokens)
+        )
         app.include_router(alarms_api.make_router(self.alarms))
 
 
@@ -77,6 +99,7 @@ def make_room(
     *,
     db: Database,
     files: FolderFiles,
+    deltas: DeltaService,
     devices: DeviceService,
     jobs: JobService,
     metrics: Metrics,
@@ -85,7 +108,7 @@ def make_room(
 ) -> DirectorRoom:
     """Wire it. `life` is of the director's timestamps."""
     alarms = AlarmService(db, metrics)
-    repository = ImageRepositoryService(db, files, provisioned=trust.provisioned, clock=clock)
+    repository = ImageRepositoryService(db, files, deltas=deltas, provisioned=trust.provisioned, clock=clock)
     director = DirectorService(
         db,
         devices=devices,
@@ -99,5 +122,11 @@ def make_room(
     )
     manifests = ManifestService(db, director=director, alarms=alarms, metrics=metrics, clock=clock)
     return DirectorRoom(
-        files=files, repository=repository, director=director, manifests=manifests, alarms=alarms
+        files=files,
+        repository=repository,
+        director=director,
+        manifests=manifests,
+        alarms=alarms,
+        release_jobs=ReleaseJobs(devices=devices, jobs=jobs, repository=repository),
+        time_tokens=TimeTokens(trust.time_signers, metrics, clock=clock),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -25,6 +26,7 @@ from control_plane.director.model import (
     fingerprint,
     governs,
     releases_of_job,
+    told_versions,
     vehicle_of,
 )
 from control_plane.director.repository import TIMESTAMP, ImageRepositoryService
@@ -46,6 +48,7 @@ KEEP_VERSIONS = 4
 """Of each truck: a verification that began before the newest was signed still finds its files."""
 MOST_HISTORY = 200
 SIGN_WITHIN_S = 10.0
+SIGN_AT_ONCE = 4
 _LOCKS = 64
 
 
@@ -93,6 +96,8 @@ class DirectorService:
         self._metrics = metrics
         self._life = life
         self._clock = clock
+        # Threads of their own: keys that never answer take no other work of the office along.
+        self._threads = ThreadPoolExecutor(max_workers=SIGN_AT_ONCE, thread_name_prefix="director-sign")
         self._signing = [asyncio.Lock() for _ in range(_LOCKS)]
 
     async def register(
@@ -100,15 +105,16 @@ class DirectorService:
         device_id: str,
         *,
         primary_serial: str,
-        gateway_key: str,
+        gateway_key: str | None,
         ecus: Sequence[EcuRecord],
         expected_revision: int | None,
         by: str,
     ) -> Inventory:
         """Replace the whole list of a truck's ECUs. The first time needs no `expected_revision`.
 
-        What an ECU is expected to hold begins anew. Raises NotFound, Invalid (keys, serials named twice,
-        too many), PreconditionRequired or StaleVersion.
+        Without a `gateway_key` it is the one that the truck tells when it is enrolled, before or after this;
+        until then its manifests are not judged. What an ECU is expected to hold begins anew. Raises NotFound,
+        Invalid (keys, serials named twice, too many), PreconditionRequired or StaleVersion.
         """
         _check_ecus(gateway_key, ecus)
 
@@ -119,11 +125,31 @@ class DirectorService:
                 raise PreconditionRequired("a change needs If-Match with the ETag that you have read")
             if expected_revision is not None and old.revision != expected_revision:
                 raise StaleVersion(f"the ECUs have version {old.revision}, not {expected_revision}")
-            await store.register(connection, device_id, primary_serial, gateway_key, ecus)
+            key = old.gateway_key if gateway_key is None else gateway_key
+            await store.register(connection, device_id, primary_serial, key, ecus)
 
         await self._db.run(act)
         log.info("director.ecus_registered", device_id=device_id, ecus=len(ecus), by=by)
         return await self.inventory(device_id)
+
+    async def gateway_key_told(
+        self, connection: Connection, device_id: str, public_key: str, *, replace: bool
+    ) -> None:
+        """A truck told the key of its gateway, at its enrolment or with a renewal; its device row is locked.
+
+        It joins the caller's transaction. `replace`: in the place of another one. Raises Invalid.
+        """
+        try:
+            load_role_key(public_key.encode())
+        except BadKey as error:
+            raise Invalid(
+                f"manifest_key: {error.message}", fields={"manifest_key": "no public key in PEM"}
+            ) from error
+        known = await self._locked(connection, device_id)
+        if known.gateway_key == public_key or (known.gateway_key is not None and not replace):
+            return
+        await store.set_gateway_key(connection, device_id, public_key)
+        log.info("director.gateway_key_told", device_id=device_id, replaced=known.gateway_key is not None)
 
     async def inventory(self, device_id: str) -> Inventory:
         """A truck's ECUs. Raises NotFound (`unknown_device`, `ecus_not_registered`)."""
@@ -189,12 +215,16 @@ class DirectorService:
         return await self._db.run(act)
 
     async def heard(self, connection: Connection, device_id: str, versions: Mapping[str, int]) -> None:
-        """A truck's hello says which metadata it trusts: what is signed next is above that.
+        """A truck's hello says which metadata it trusts: it is kept, and what is signed next is above that.
 
         It joins the caller's transaction. A report far above is not followed, and is an alarm.
         """
         reported = max((n for name, n in versions.items() if name.partition("/")[0] == "director"), default=0)
+        told = told_versions(versions)
         known = await store.vehicle(connection, device_id)
+        if known is None or known.metadata_versions != told:
+            await self._locked(connection, device_id)
+            await store.set_metadata_versions(connection, device_id, told)
         if reported <= (known.version if known is not None else 0):
             return
         locked = await self._locked(connection, device_id)
@@ -277,7 +307,7 @@ class DirectorService:
 
         try:
             async with asyncio.timeout(SIGN_WITHIN_S):
-                made = await asyncio.to_thread(make)
+                made = await asyncio.get_running_loop().run_in_executor(self._threads, make)
         except TimeoutError as error:
             raise Unavailable(f"the director's keys did not sign in {SIGN_WITHIN_S:.0f} s") from error
         except RepositoryTrouble as error:
@@ -305,7 +335,10 @@ class DirectorService:
             if job.state not in DIRECTS:
                 return nothing(f"job {job.job_id} is {job.state}")
             if choice is None or choice.job_id != job.job_id:
-                found = releases_of_job(job, await self._repository.releases(connection))
+                if job.release_path is not None:
+                    found = [job.release_path]
+                else:
+                    found = releases_of_job(job, await self._repository.releases(connection))
                 if len(found) != 1:
                     which = "no release has" if not found else f"{len(found)} releases have"
                     return nothing(f"{which} the firmware of job {job.job_id}")
@@ -329,7 +362,7 @@ class DirectorService:
         return vehicle
 
 
-def _check_ecus(gateway_key: str, ecus: Sequence[EcuRecord]) -> None:
+def _check_ecus(gateway_key: str | None, ecus: Sequence[EcuRecord]) -> None:
     serials = [one.serial for one in ecus]
     if len(set(serials)) != len(serials) or len(serials) > MOST_ECUS:
         raise Invalid(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+
+import msgspec
 
 from control_plane.db import Connection, load_queries
 from control_plane.director.model import Choice, EcuRecord, VehicleRecord
@@ -64,14 +66,18 @@ async def vehicle(connection: Connection, device_id: str, *, lock: bool = False)
     if lock:
         await connection.execute(_SQL["add_vehicle"], device_id)
     row = await connection.fetchrow(_SQL["lock_vehicle" if lock else "get_vehicle"], device_id)
-    return None if row is None else VehicleRecord(**{**dict(row), "past_stores": tuple(row["past_stores"])})
+    if row is None:
+        return None
+    versions = msgspec.json.decode(row["metadata_versions"], type=dict[str, int])
+    past_stores = tuple(row["past_stores"])
+    return VehicleRecord(**{**dict(row), "past_stores": past_stores, "metadata_versions": versions})
 
 
 async def register(
     connection: Connection,
     device_id: str,
     primary_serial: str,
-    gateway_key: str,
+    gateway_key: str | None,
     ecus: Sequence[EcuRecord],
 ) -> None:
     """The whole list of a truck's ECUs; its row is locked by the caller."""
@@ -81,6 +87,17 @@ async def register(
         _SQL["put_ecu"],
         [(device_id, one.serial, one.kind, one.hardware, one.public_key) for one in ecus],
     )
+
+
+async def set_metadata_versions(connection: Connection, device_id: str, versions: Mapping[str, int]) -> None:
+    """What the truck trusts by its newest word; its row is locked by the caller."""
+    raw = msgspec.json.encode(versions).decode()
+    await connection.execute(_SQL["set_metadata_versions"], device_id, raw)
+
+
+async def set_gateway_key(connection: Connection, device_id: str, gateway_key: str) -> None:
+    """The truck told another key; what operators have read of its ECUs is an older version then."""
+    await connection.execute(_SQL["set_gateway_key"], device_id, gateway_key)
 
 
 async def ecus(connection: Connection, device_id: str) -> list[EcuRecord]:

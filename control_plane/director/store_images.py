@@ -60,8 +60,11 @@ async def put(
     await connection.execute(_SQL["clear_image_targets"])
     await connection.executemany(
         _SQL["add_image_target"],
-        [(one.path, one.sha256, one.length, one.release) for one in verified.targets],
+        [(one.path, one.sha256, one.length, one.release, one.document) for one in verified.targets],
     )
+    releases = [one.path for one in verified.targets if one.release is not None]
+    await connection.execute(_SQL["note_releases"], releases)
+    await connection.execute(_SQL["note_withdrawn"], releases)
 
 
 async def target(connection: Connection, path: str) -> Target | None:
@@ -70,10 +73,20 @@ async def target(connection: Connection, path: str) -> Target | None:
     return None if row is None else Target(**dict(row))
 
 
-async def hashes(connection: Connection, paths: Sequence[str]) -> dict[str, str]:
-    """SHA-256 of those of these targets that the newest metadata signs."""
-    rows = await connection.fetch(_SQL["image_hashes"], list(paths))
-    return {row["path"]: row["sha256"] for row in rows}
+async def targets(connection: Connection, paths: Sequence[str]) -> dict[str, Target]:
+    """Those of these targets that the newest metadata signs, by path."""
+    rows = await connection.fetch(_SQL["image_targets"], list(paths))
+    return {row["path"]: Target(**dict(row)) for row in rows}
+
+
+async def image_hashes(connection: Connection) -> set[str]:
+    """SHA-256 of every image that the newest metadata signs."""
+    return {row["sha256"] for row in await connection.fetch(_SQL["image_hashes"])}
+
+
+async def known_releases(connection: Connection) -> dict[str, bool]:
+    """Every release that was ever taken in, and whether it is signed now, by path."""
+    return {row["path"]: row["signed"] for row in await connection.fetch(_SQL["known_releases"])}
 
 
 async def releases(connection: Connection) -> dict[str, bytes]:

@@ -1,7 +1,8 @@
-"""What trucks ask of the director: both repositories' files, and their manifests in.
+"""What trucks ask of the director: both repositories' files, the time, and their manifests in.
 
 `/repo/image/...` is the same for every truck, `/repo/director/{device_id}/...` is for that one only.
-All by their own bearer token; what is in the files is signed, the token is not what they trust.
+All by their own bearer token; what is in the files is signed, the token is not what they trust. Only
+`/repo/time` asks for none: see time_tokens.py.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
@@ -18,6 +19,7 @@ from control_plane.director.bundle import receive_body
 from control_plane.director.manifests import ManifestService
 from control_plane.director.repository import TIMESTAMP, ImageRepositoryService
 from control_plane.director.service import DirectorService
+from control_plane.director.time_tokens import TimeTokens
 from control_plane.errors import Forbidden
 from control_plane.storage.answers import IMMUTABLE, MEDIA_TYPE, answer_bytes, answer_file
 from control_plane.web import PROBLEMS, Device, Principal
@@ -30,6 +32,10 @@ _FILE: dict[int | str, dict[str, Any]] = {
     304: {"description": "If-None-Match names what it is."},
     416: PROBLEMS[422] | {"description": "The file ends before the range begins."},
 }
+_TOKEN: dict[int | str, dict[str, Any]] = {
+    200: {"description": "A token (shared.trust.uptane.time_token).", "content": {JSON: {}}}
+}
+Nonce = Annotated[str, Query(pattern=r"^[0-9a-f]{32,128}$", description="Fresh for each question.")]
 Name = Annotated[str, Path(max_length=400, pattern=r"^[^\x00]*$")]
 
 
@@ -49,7 +55,10 @@ class ManifestTaken(BaseModel):
 
 
 def make_router(
-    repository: ImageRepositoryService, director: DirectorService, manifests: ManifestService
+    repository: ImageRepositoryService,
+    director: DirectorService,
+    manifests: ManifestService,
+    time_tokens: TimeTokens,
 ) -> APIRouter:
     """The trucks' endpoints of this room."""
     router = APIRouter(tags=["director"], responses=PROBLEMS)
@@ -70,6 +79,12 @@ def make_router(
         _check_own(by, device_id)
         raw = await director.file(device_id, name)
         return _metadata(request, name, raw, hashlib.sha256(raw).hexdigest())
+
+    @router.get("/repo/time", response_class=Response, responses=_TOKEN)
+    async def get_time(nonce: Nonce) -> Response:
+        """What time it is, signed by the time role, for a truck whose clock is wrong. Open to anyone."""
+        raw = await time_tokens.token(nonce)
+        return Response(raw, media_type=JSON, headers={"Cache-Control": "no-store"})
 
     @router.post("/api/v1/devices/{device_id}/vehicle-manifest")
     async def post_vehicle_manifest(request: Request, by: Device, device_id: DeviceId) -> ManifestTaken:

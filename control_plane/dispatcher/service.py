@@ -6,19 +6,21 @@ Rows are always locked after their jobs, as every room does it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from control_plane.db import Connection
 from control_plane.devices.service import DeviceService
+from control_plane.director.release_jobs import ReleaseJobs
 from control_plane.dispatcher import store
 from control_plane.dispatcher.store import CommandRow
+from control_plane.firmware.deltas import DeltaRecord
 from control_plane.firmware.service import Firmware, FirmwareService
 from control_plane.jobs.model import Job
 from control_plane.jobs.service import JobService, Outcome, Verdict
 from shared.backoff import Backoff
 from shared.ids import new_id
 from shared.logs import get_log
-from shared.messages import CommandKind, Error
+from shared.messages import CommandKind, Error, Feature
 from shared.states import JOB_TERMINAL, STATUS_TO_JOB, Step
 
 log = get_log("control_plane.dispatcher")
@@ -29,11 +31,14 @@ OFFLINE_RECHECK_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Outgoing:
-    """A command that goes out now, with what it is built from."""
+    """A command that goes out now, with what it is built from: signed documents by their image's SHA-256,
+    and by component the delta from what it was last known to run.
+    """
 
     row: CommandRow
     job: Job
-    firmwares: Mapping[str, Firmware]
+    documents: Mapping[str, bytes]
+    deltas: Mapping[str, DeltaRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +54,16 @@ class CommandService:
     """What trucks must be told: written by events and a sweep, read by the sender."""
 
     def __init__(
-        self, jobs: JobService, devices: DeviceService, firmware: FirmwareService, *, resend: Backoff
+        self,
+        jobs: JobService,
+        devices: DeviceService,
+        firmware: FirmwareService,
+        *,
+        resend: Backoff,
+        releases: ReleaseJobs | None = None,
     ) -> None:
+        """`releases` is the director's, None in an office that directs none."""
+        self._releases = releases
         self._jobs = jobs
         self._devices = devices
         self._firmware = firmware
@@ -82,7 +95,7 @@ class CommandService:
         """Decide about at most `limit` due commands; those that go out count as sent from here on.
 
         The job is marked dispatched before its command leaves: a cancel that comes in between must
-        ask the truck. A firmware that was withdrawn since the job was made is not sent.
+        ask the truck. A firmware or release that was withdrawn since the job was made is not sent.
         """
         ids = await store.due(connection, limit)
         jobs = await self._jobs.lock(connection, ids)
@@ -97,15 +110,10 @@ class CommandService:
             # A row that lags behind its job is replaced by the sweep first.
             if row.job_id not in {*ended, *away} and row.revision == jobs[row.job_id].revision
         ]
-        firmwares = await self._firmware.of_ids(
-            connection, {t.firmware_id for row in left for t in jobs[row.job_id].targets}
-        )
-        refused = {
-            row.job_id: error
-            for row in left
-            if row.kind is not CommandKind.CANCEL and (error := _withdrawn(jobs[row.job_id], firmwares))
-        }
+        telling = [jobs[row.job_id] for row in left if row.kind is not CommandKind.CANCEL]
+        refused, documents = await self._looked_at(connection, telling)
         going = [row for row in left if row.job_id not in refused]
+        deltas = await self._deltas(connection, [job for job in telling if job.job_id not in refused])
         await self._jobs.refuse(connection, refused)
         await self._jobs.mark_dispatched(connection, [row.job_id for row in going])
         await store.remove(connection, ended)
@@ -116,13 +124,56 @@ class CommandService:
                 Outgoing(
                     row=row,
                     job=jobs[row.job_id],
-                    firmwares={t.firmware_id: firmwares[t.firmware_id] for t in jobs[row.job_id].targets},
+                    documents=documents.get(row.job_id, {}),
+                    deltas=deltas.get(row.job_id, {}),
                 )
                 for row in going
             ),
             looked_at=len(ids),
             wrote_events=bool(going or refused),
         )
+
+    async def _deltas(self, connection: Connection, jobs: Sequence[Job]) -> dict[str, dict[str, DeltaRecord]]:
+        """By job_id and component, shorter ways for trucks that said at hello that they can go them."""
+        holds = await self._devices.installed_images(
+            connection, {job.device_id for job in jobs}, feature=Feature.DELTA
+        )
+        pairs = {
+            (job.job_id, t.component): (base, t.sha256)
+            for job in jobs
+            for t in job.targets
+            if (base := holds.get((job.device_id, t.component))) is not None
+        }
+        found = await self._firmware.deltas.between(connection, set(pairs.values()))
+        offered: dict[str, dict[str, DeltaRecord]] = {}
+        for (job_id, component), pair in pairs.items():
+            if (delta := found.get(pair)) is not None and delta.format == Feature.DELTA:
+                offered.setdefault(job_id, {})[component] = delta
+        return offered
+
+    async def _looked_at(
+        self, connection: Connection, jobs: Sequence[Job]
+    ) -> tuple[dict[str, Error], dict[str, Mapping[str, bytes]]]:
+        """By job_id: why it must not be sent (any more), and the documents of those that may be."""
+        ids = {t.firmware_id for job in jobs for t in job.targets if t.firmware_id is not None}
+        firmwares = await self._firmware.of_ids(connection, ids)
+        refused: dict[str, Error] = {}
+        documents: dict[str, Mapping[str, bytes]] = {}
+        for job in jobs:
+            if job.release_path is not None:
+                now = None if self._releases is None else await self._releases.now(connection, job)
+                why = "this office directs no releases any more" if now is None else now.withdrawn
+                if why is not None:
+                    refused[job.job_id] = _not_sent(job, why)
+                elif now is not None:
+                    documents[job.job_id] = now.documents
+            elif (error := _withdrawn(job, firmwares)) is not None:
+                refused[job.job_id] = error
+            else:
+                documents[job.job_id] = {
+                    t.sha256: firmwares[t.firmware_id].document for t in job.targets if t.firmware_id
+                }
+        return refused, documents
 
     async def next_due_s(self, connection: Connection) -> float | None:
         """Seconds until the next command is due; None when none waits."""
@@ -166,14 +217,14 @@ def _answers(outcome: Outcome) -> tuple[CommandKind, ...]:
 def _withdrawn(job: Job, firmwares: Mapping[str, Firmware]) -> Error | None:
     """Why a job's firmware must not be sent; None when it may."""
     for target in job.targets:
-        firmware = firmwares.get(target.firmware_id)
+        firmware = firmwares.get(target.firmware_id or "")
         if firmware is not None and firmware.state == "published":
             continue
         why = (firmware.withdrawn_why if firmware is not None else None) or "no reason given"
-        log.warning("dispatcher.withdrawn_not_sent", job_id=job.job_id, firmware_id=target.firmware_id)
-        return Error(
-            code="withdrawn",
-            advice="Choose another version.",
-            text=f"{target.kind} {target.version} was withdrawn: {why}"[:2000],
-        )
+        return _not_sent(job, f"{target.kind} {target.version} was withdrawn: {why}")
     return None
+
+
+def _not_sent(job: Job, why: str) -> Error:
+    log.warning("dispatcher.withdrawn_not_sent", job_id=job.job_id, why=why[:200])
+    return Error(code="withdrawn", advice="Choose another version.", text=why[:2000])

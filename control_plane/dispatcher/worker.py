@@ -23,7 +23,7 @@ from control_plane.metrics import Metrics
 from control_plane.storage.base import FirmwareFiles
 from shared.errors import OtaError
 from shared.logs import get_log
-from shared.messages import Event
+from shared.messages import CommandKind, Event
 from shared.topics import DEVICE_COMMANDS, JOB_EVENTS, commands
 from shared.wire import decode_json
 
@@ -133,6 +133,10 @@ class Dispatcher:
             log.exception("dispatcher.command_not_built", job_id=row.job_id)
             return True
         self.metrics.commands_sent_total.labels(kind=row.kind.value).inc()
+        spared = sum(one.image_length - one.length for one in out.deltas.values())
+        if row.kind is CommandKind.INSTALL and row.tries == 0:
+            self.metrics.deltas_offered_total.inc(len(out.deltas))
+            self.metrics.delta_bytes_spared_total.inc(spared)
         log.info(
             "dispatcher.command_sent",
             job_id=row.job_id,
@@ -140,5 +144,7 @@ class Dispatcher:
             kind=row.kind,
             revision=row.revision,
             tries=row.tries + 1,
+            deltas=len(out.deltas),
+            delta_spares_bytes=spared,
         )
         return True

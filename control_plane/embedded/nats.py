@@ -5,6 +5,11 @@ nothing else; in particular nothing under `$JS` or `$MQTT`, since wider rights l
 another's queue. The broker sees secrets only as bcrypt hashes, in a 0600 file. Without TLS it
 listens on loopback only.
 
+Where client certificates are required, an account's name is the URI of one certificate
+(`verify_and_map`; a user name in CONNECT counts for nothing then), and its password is asked for as
+well. So a certificate that is not on the list opens nothing, whoever signed it. nats-server has no
+"if there is one": a listener asks for all or for none.
+
 MQTT topics are NATS subjects with dots for slashes (NATS documentation, "MQTT"), which is one
 reason why ids have no dots.
 """
@@ -36,11 +41,24 @@ log = get_log("control_plane.embedded.nats")
 
 READY_WITHIN_S = 20.0
 MOST_LOG_BYTES = 16 * 1024 * 1024
+HANDSHAKE_WITHIN_S = 20
+"""Over a satellite a handshake takes seconds; nats-server's own limit is 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokerTls:
+    """The broker's own certificate (chain) and key, PEM; and who signs clients', where they are asked."""
+
+    certificate: Path
+    key: Path
+    clients_ca: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class BrokerUser:
-    """One account: its name, the bcrypt hash of its password, and its MQTT topics ('+' allowed)."""
+    """One account: its name (that of a certificate where those are asked), the bcrypt hash of its password,
+    and its MQTT topics ('+' allowed).
+    """
 
     name: str
     password_bcrypt: str
@@ -48,10 +66,10 @@ class BrokerUser:
     subscribes: tuple[str, ...]
 
 
-def truck_user(device_id: str, password_bcrypt: str) -> BrokerUser:
-    """The account of one truck: its own topics only."""
+def truck_user(device_id: str, password_bcrypt: str, *, name: str | None = None) -> BrokerUser:
+    """The account of one truck, called as the truck or by `name`: its own topics only."""
     return BrokerUser(
-        name=device_id,
+        name=device_id if name is None else name,
         password_bcrypt=password_bcrypt,
         publishes=topics.truck_writes(device_id),
         subscribes=topics.truck_reads(device_id),
@@ -83,11 +101,18 @@ class EmbeddedNats:
     """The broker as a resource. `set_users` replaces all accounts while clients stay connected."""
 
     def __init__(
-        self, folder: Path, *, users: Iterable[BrokerUser], host: str = "127.0.0.1", port: int | None = None
+        self,
+        folder: Path,
+        *,
+        users: Iterable[BrokerUser],
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        tls: BrokerTls | None = None,
     ) -> None:
-        """Raises ConfigError for an address beyond loopback: without TLS nothing listens there."""
-        if not ipaddress.ip_address(host).is_loopback:
+        """Raises ConfigError for an address beyond loopback without `tls`: nothing listens there then."""
+        if tls is None and not ipaddress.ip_address(host).is_loopback:
             raise ConfigError(f"mqtt_host {host}: beyond loopback the broker needs TLS, which it lacks here")
+        self._tls = tls
         self._folder = folder.absolute()
         self.host = host
         self.port = port or free_port()
@@ -105,9 +130,9 @@ class EmbeddedNats:
 
     async def __aenter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        server_log = self._folder / "nats.log"
-        if server_log.exists() and server_log.stat().st_size > MOST_LOG_BYTES:
-            server_log.replace(server_log.with_suffix(".log.1"))
+        # What it says before it has read its configuration; the rest is in nats.log, which it turns itself.
+        server_log = self._folder / "nats-start.log"
+        server_log.unlink(missing_ok=True)
         self._write_config(self._users)
         self._process = child.start([binary(), "-c", self._folder / "nats.conf"], log=server_log)
         try:
@@ -148,12 +173,23 @@ class EmbeddedNats:
             "http": f"127.0.0.1:{self._monitor_port}",
             "max_payload": 2 * MAX_MESSAGE_BYTES,
             "jetstream": {"store_dir": str(self._folder / "jetstream"), "sync_interval": "1s"},
-            "mqtt": {"host": self.host, "port": self.port, "ack_wait": "5s", "max_ack_pending": 1000},
+            "log_file": str(self._folder / "nats.log"),
+            "logfile_size_limit": MOST_LOG_BYTES,
+            "logfile_max_num": 2,
+            "mqtt": {
+                "host": self.host,
+                "port": self.port,
+                "ack_wait": "5s",
+                "max_ack_pending": 1000,
+                **({} if self._tls is None else {"tls": _tls(self._tls)}),
+            },
             "authorization": {
                 "users": [
                     {
                         "user": user.name,
                         "password": user.password_bcrypt,
+                        # Else the loopback port of the NATS protocol would take the password alone.
+                        "allowed_connection_types": ["MQTT"],
                         "permissions": {
                             "publish": {"allow": [_subject(topic) for topic in user.publishes]},
                             "subscribe": {"allow": [_subject(topic) for topic in user.subscribes]},
@@ -189,7 +225,8 @@ class EmbeddedNats:
             ):
                 while True:
                     if self._process.poll() is not None:
-                        raise ServerFailed(f"the broker ended at its start: {child.tail(server_log)[-500:]}")
+                        said = child.tail(server_log) or child.tail(self._folder / "nats.log")
+                        raise ServerFailed(f"the broker ended at its start: {said[-500:]}")
                     try:
                         if (await client.get(url)).is_success:
                             return
@@ -197,6 +234,18 @@ class EmbeddedNats:
                         await asyncio.sleep(0.02)
         except TimeoutError as error:
             raise ServerFailed(f"the broker was not ready within {READY_WITHIN_S:.0f} s") from error
+
+
+def _tls(tls: BrokerTls) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "cert_file": str(tls.certificate),
+        "key_file": str(tls.key),
+        "timeout": HANDSHAKE_WITHIN_S,
+        "min_version": "1.2",
+    }
+    if tls.clients_ca is not None:
+        found |= {"ca_file": str(tls.clients_ca), "verify_and_map": True}
+    return found
 
 
 def _subject(topic: str) -> str:

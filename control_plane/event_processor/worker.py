@@ -9,7 +9,7 @@ ack costs a repeat, never a status.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from control_plane.bus.base import BusMessage
@@ -23,9 +23,11 @@ from control_plane.errors import Conflict
 from control_plane.event_processor.acks import Acks, send
 from control_plane.event_processor.items import Bad, Item, bad_item, take_apart
 from control_plane.jobs.service import JobService, Outcome, Report, Verdict
+from control_plane.local_installs.service import LocalInstallService
 from control_plane.loops import Wake
 from control_plane.metrics import Metrics
 from shared.errors import BadMessage
+from shared.ids import is_local_job
 from shared.logs import get_log
 from shared.messages import Hello, Manifest, Status
 from shared.states import JOB_TERMINAL
@@ -41,9 +43,10 @@ SOURCE = "status"
 
 @dataclass(kw_only=True)
 class _Done:
-    """What a committed transaction has taken over."""
+    """What a committed transaction has taken over; `local`: of jobs that began at trucks."""
 
     outcomes: list[Outcome] = field(default_factory=list)
+    local: list[Outcome] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
     greeted: bool = False
 
@@ -59,6 +62,7 @@ class EventProcessor:
     db: Database
     devices: DeviceService
     jobs: JobService
+    local_installs: LocalInstallService
     commands: CommandService
     dead_letters: DeadLetterService
     mqtt: Publisher
@@ -83,7 +87,7 @@ class EventProcessor:
         for one in done.bad:
             if one.message_id is not None:
                 acks.reject(one.device_id, one.message_id, one.reason)
-        for outcome in done.outcomes:
+        for outcome in (*done.outcomes, *done.local):
             if outcome.verdict is not Verdict.REJECTED:
                 acks.accept(outcome.report.device_id, outcome.report.status.message_id)
         if any(outcome.verdict is Verdict.APPLIED for outcome in done.outcomes):
@@ -128,6 +132,7 @@ class EventProcessor:
         second = await self._take_over(items[middle:], [])
         return _Done(
             outcomes=first.outcomes + second.outcomes,
+            local=first.local + second.local,
             bad=first.bad + second.bad,
             greeted=first.greeted or second.greeted,
         )
@@ -140,9 +145,11 @@ class EventProcessor:
         *,
         keep_letters: bool = True,
     ) -> _Done:
-        """Everything of one transaction. Locks devices, then jobs, then commands."""
+        """Everything of one transaction. Locks devices and local installs, then jobs, then commands."""
         done = _Done(bad=list(unread))
         numbers = await self.devices.store_numbers(connection, {(i.device_id, i.store_id) for i in items})
+        # First, for a new row looks at its device's row, which is locked before any other.
+        done.local = await self.local_installs.apply(connection, _local_reports(items, numbers))
         reports: list[Report] = []
         of_report: list[Item] = []
         hellos: list[tuple[str, Hello]] = []
@@ -154,6 +161,8 @@ class EventProcessor:
                 )
                 continue
             match item.content:
+                case Status() as status if is_local_job(status.job_id):
+                    pass
                 case Status() as status:
                     reports.append(Report(device_id=item.device_id, store_no=store_no, status=status))
                     of_report.append(item)
@@ -193,7 +202,7 @@ class EventProcessor:
         )
 
     def _count(self, done: _Done) -> None:
-        counts = Counter(outcome.verdict.value for outcome in done.outcomes)
+        counts = Counter(outcome.verdict.value for outcome in (*done.outcomes, *done.local))
         rejected = sum(bad.message_id is not None for bad in done.bad)
         counts[Verdict.REJECTED.value] = rejected
         for verdict, count in counts.items():
@@ -201,3 +210,14 @@ class EventProcessor:
         for outcome in done.outcomes:
             if outcome.entered in JOB_TERMINAL:
                 self.metrics.jobs_finished_total.labels(state=outcome.entered.value).inc()
+
+
+def _local_reports(items: Sequence[Item], numbers: Mapping[tuple[str, str], int]) -> list[Report]:
+    """Statuses of jobs that began at trucks; those of stores that have no number become dead letters."""
+    return [
+        Report(device_id=item.device_id, store_no=store_no, status=item.content)
+        for item in items
+        if isinstance(item.content, Status)
+        and is_local_job(item.content.job_id)
+        and (store_no := numbers.get((item.device_id, item.store_id))) is not None
+    ]

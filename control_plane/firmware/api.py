@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from control_plane.firmware import deltas_api
 from control_plane.firmware.service import Firmware, FirmwareService
 from control_plane.firmware.upload import receive
 from control_plane.storage.incoming import Incoming
@@ -32,7 +33,7 @@ _UPLOAD: dict[str, Any] = {
                         "document": {
                             "type": "string",
                             "format": "binary",
-                            "description": "The signed document, as `quarry release sign` writes it.",
+                            "description": "The signed document, by `quarry release document sign`.",
                         },
                         "image": {"type": "string", "format": "binary", "description": "The image itself."},
                         "notes": {
@@ -99,6 +100,7 @@ def _whole(firmware: Firmware) -> WholeFirmware:
 
 def make_router(firmwares: FirmwareService, incoming: Incoming) -> APIRouter:
     """The endpoints of this room. Images on their way in lie in `incoming`."""
+    both = APIRouter()
     router = APIRouter(prefix="/api/v1/firmwares", tags=["firmwares"], responses=PROBLEMS)
 
     @router.post(
@@ -141,4 +143,6 @@ def make_router(firmwares: FirmwareService, incoming: Incoming) -> APIRouter:
         """No new job gets this firmware from now on. It can't be undone; a repeat changes nothing."""
         return _whole(await firmwares.withdraw(firmware_id, why=asked.why, by=by.name))
 
-    return router
+    both.include_router(router)
+    both.include_router(deltas_api.make_router(firmwares.deltas, incoming))
+    return both

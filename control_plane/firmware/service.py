@@ -15,6 +15,7 @@ from securesystemslib.signer import Key
 from control_plane.db import Connection, Database
 from control_plane.errors import Conflict, NotFound
 from control_plane.firmware import store
+from control_plane.firmware.deltas import DeltaService
 from control_plane.firmware.store import Firmware
 from control_plane.storage.base import FirmwareFiles
 from shared.ids import new_id
@@ -33,7 +34,10 @@ MOST_COUNTER = 2**53
 
 
 class FirmwareService:
-    """Published firmwares. With `keys` (by key id) the office refuses what none of them signed."""
+    """Published firmwares. With `keys` (by key id) the office refuses what none of them signed.
+
+    `deltas` are the ways between their images.
+    """
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class FirmwareService:
         self._files = files
         self._keys = dict(keys or {})
         self._clock = clock
+        self.deltas = DeltaService(db, files)
 
     async def publish(self, document: bytes, image: Path, *, notes: str, by: str) -> tuple[Firmware, bool]:
         """Publish the image that `document` describes; returns it and whether it is new.
@@ -112,7 +117,7 @@ class FirmwareService:
     async def withdraw(self, firmware_id: str, *, why: str, by: str) -> Firmware:
         """No new job gets it from now on. A repeat changes nothing: the first reason stands.
 
-        Raises NotFound.
+        Raises NotFound, or StoreUnavailable: it is withdrawn, and a repeat removes the deltas to it.
         """
 
         async def act(connection: Connection) -> tuple[Firmware, bool]:
@@ -124,6 +129,7 @@ class FirmwareService:
         firmware, changed = await self._db.run(act)
         if changed:
             log.warning("firmware.firmware_withdrawn", firmware_id=firmware_id, why=why[:200], by=by)
+        await self.deltas.forget(firmware.sha256)
         return firmware
 
     async def installable(self, connection: Connection, *, kind: str, version: str) -> Firmware:

@@ -43,7 +43,7 @@ class Edit:
             raise Conflict(
                 f"job {self.job.job_id} is {now.state} and can't become {to}", code="not_allowed_now"
             )
-        self._change(replace(now, state=to, reason=reason, error=error))
+        self._change(replace(now, state=to, reason=reason, causes=(), error=error))
         self._line(now.state, cause=cause, reason=reason, error=error)
         self._entered(now.state)
 
@@ -71,6 +71,7 @@ class Edit:
                 step=status.step,
                 progress=status.progress,
                 reason=status.reason,
+                causes=status.causes or (),
                 error=after.error if after is not None else status.error,
                 message_id=status.message_id,
                 store_no=store_no,
@@ -153,6 +154,7 @@ def created(job: Job) -> tuple[Line, NewEvent]:
             "state": job.state,
             "scheduled_at": job.scheduled_at.isoformat(),
             "targets": [{"component": t.component, "version": t.version} for t in job.targets],
+            **({} if job.release_path is None else {"release": job.release_path}),
         },
         topic=JOB_EVENTS,
     )

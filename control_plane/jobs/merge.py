@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shared.messages import Error, Status, TargetResult
+from shared.messages import Error, Status, TargetResult, ToldCause
 from shared.states import JOB_TERMINAL, STATUS_TO_JOB, JobState
 
 
@@ -56,6 +56,7 @@ class Progress:
     step: str | None = None
     progress: int | None = None
     reason: str | None = None
+    causes: tuple[ToldCause, ...] = ()
     error: Error | None = None
     read_back: tuple[TargetResult, ...] = ()
 
@@ -76,6 +77,7 @@ def merge(job: Progress, wanted: Mapping[str, Wanted], status: Status, store_no:
         step=status.step,
         progress=status.progress,
         reason=status.reason,
+        causes=status.causes or (),
         error=error,
         read_back=status.targets or (),
     )

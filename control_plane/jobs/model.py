@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from control_plane.jobs.merge import Progress, Wanted
-from shared.messages import CommandKind, Error
+from shared.messages import CommandKind, Error, ToldCause
 from shared.states import JOB_TERMINAL, JobState
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One component and the firmware that it is to get; what it answered afterwards, once known."""
+    """One component and the firmware that it is to get; what it answered afterwards, once known.
+
+    `firmware_id` is None in a job of a release, whose images are targets of the image repository.
+    """
 
     component: str
-    firmware_id: str
+    firmware_id: str | None
     kind: str
     version: str
     sha256: str
@@ -24,10 +27,22 @@ class Target:
     read_back_version: str | None = None
     read_back_sha256: str | None = None
 
+    @property
+    def path(self) -> str:
+        """Its name among signed targets (see shared.release)."""
+        return f"{self.kind}/{self.version}/{self.sha256}.bin"
+
+    @property
+    def read_back_right(self) -> bool | None:
+        """Whether it answered that it runs what it was to get; None while it has not answered."""
+        if self.read_back_sha256 is None:
+            return None
+        return (self.read_back_version, self.read_back_sha256) == (self.version, self.sha256)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One release on one device.
+    """One release on one device; `release_path` names it where it is one of the image repository.
 
     `version` grows with every change (the ETag), `revision` with everything that the truck is told;
     `command_kind` is what the newest revision says.
@@ -46,6 +61,7 @@ class Job:
     dispatched_at: datetime | None
     finished_at: datetime | None
     targets: tuple[Target, ...]
+    release_path: str | None = None
 
     @property
     def state(self) -> JobState:
@@ -77,6 +93,7 @@ class Line:
     step: str | None = None
     progress: int | None = None
     reason: str | None = None
+    causes: tuple[ToldCause, ...] = ()
     error: Error | None = None
     message_id: str | None = None
     store_no: int | None = None

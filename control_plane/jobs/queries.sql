@@ -1,6 +1,6 @@
 -- name: insert_job
-INSERT INTO jobs (job_id, device_id, state, scheduled_at, created_by)
-VALUES ($1, $2, 'scheduled', coalesce($3, now()), $4)
+INSERT INTO jobs (job_id, device_id, state, scheduled_at, created_by, release_path)
+VALUES ($1, $2, 'scheduled', coalesce($3, now()), $4, $5)
 RETURNING *
 
 -- name: insert_target
@@ -29,7 +29,7 @@ ORDER BY created_at DESC, job_id DESC
 LIMIT $5
 
 -- name: history
-SELECT attempt, version, from_state, to_state, cause, applied, status, step, progress, reason, error,
+SELECT attempt, version, from_state, to_state, cause, applied, status, step, progress, reason, causes, error,
        message_id, store_no, seq, device_at, received_at
 FROM job_history WHERE job_id = $1 ORDER BY history_id DESC LIMIT $2
 
@@ -38,13 +38,13 @@ SELECT count(*) FROM job_history WHERE job_id = $1
 
 -- name: add_history
 INSERT INTO job_history (job_id, attempt, version, from_state, to_state, cause, applied, status, step,
-    progress, reason, error, message_id, store_no, seq, device_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::jsonb, $13, $14, $15, $16)
+    progress, reason, error, message_id, store_no, seq, device_at, causes)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::jsonb, $13, $14, $15, $16, $17::jsonb)
 
 -- name: update
 UPDATE jobs SET state = $2, version = $3, attempt = $4, revision = $5, command_kind = $6, step = $7,
     progress = $8, reason = $9, error = $10::jsonb, merged_attempt = $11, merged_store_no = $12,
-    merged_seq = $13, merged_message_id = $14, updated_at = now(),
+    merged_seq = $13, merged_message_id = $14, causes = $15::jsonb, updated_at = now(),
     dispatched_at = CASE WHEN $2 = 'dispatched' THEN coalesce(dispatched_at, now()) ELSE dispatched_at END,
     finished_at = CASE WHEN $2 IN ('done', 'error', 'cancelled', 'abandoned')
         THEN coalesce(finished_at, now()) END

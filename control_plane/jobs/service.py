@@ -92,11 +92,7 @@ class JobService:
         Raises NotFound (device, component, firmware), Incompatible, Conflict (`withdrawn`, or
         `live_job` naming the job that the device still has), Invalid (a time more than a year ahead).
         """
-        if scheduled_at is not None and scheduled_at > datetime.now(UTC) + FARTHEST_SCHEDULE:
-            raise Invalid(
-                f"scheduled_at is more than {FARTHEST_SCHEDULE.days} days ahead",
-                fields={"scheduled_at": "too far ahead"},
-            )
+        _check_schedule(scheduled_at)
         device = await self._devices.lock_for_job(connection, device_id)
         found = next((c for c in device.components if c.component == component), None)
         if found is None:
@@ -120,6 +116,44 @@ class JobService:
             sha256=firmware.sha256,
             length=firmware.length,
         )
+        return await self._insert(
+            connection, device_id=device_id, targets=[target], scheduled_at=scheduled_at, by=by
+        )
+
+    async def create_of_release(
+        self,
+        connection: Connection,
+        *,
+        device_id: str,
+        release_path: str,
+        targets: Sequence[Target],
+        scheduled_at: datetime | None,
+        by: str,
+    ) -> Job:
+        """A job of a whole release, its targets found by the director, who has locked the device's row.
+
+        Raises Conflict (`live_job`) or Invalid (a time more than a year ahead).
+        """
+        _check_schedule(scheduled_at)
+        return await self._insert(
+            connection,
+            device_id=device_id,
+            targets=targets,
+            scheduled_at=scheduled_at,
+            by=by,
+            release_path=release_path,
+        )
+
+    async def _insert(
+        self,
+        connection: Connection,
+        *,
+        device_id: str,
+        targets: Sequence[Target],
+        scheduled_at: datetime | None,
+        by: str,
+        release_path: str | None = None,
+    ) -> Job:
         try:
             # A savepoint: the unique index decides, and the transaction can still say which job is live.
             async with connection.transaction():
@@ -129,7 +163,8 @@ class JobService:
                     device_id=device_id,
                     scheduled_at=scheduled_at,
                     created_by=by,
-                    targets=[target],
+                    targets=targets,
+                    release_path=release_path,
                 )
         except asyncpg.UniqueViolationError as error:
             live = await store.live_job_of(connection, device_id)
@@ -309,6 +344,14 @@ class JobService:
     async def _save_all(self, connection: Connection, edits: Iterable[Edit]) -> None:
         for edit in edits:
             await self._save(connection, edit)
+
+
+def _check_schedule(scheduled_at: datetime | None) -> None:
+    if scheduled_at is not None and scheduled_at > datetime.now(UTC) + FARTHEST_SCHEDULE:
+        raise Invalid(
+            f"scheduled_at is more than {FARTHEST_SCHEDULE.days} days ahead",
+            fields={"scheduled_at": "too far ahead"},
+        )
 
 
 def _identity(status: Status) -> tuple[str, str, str]:

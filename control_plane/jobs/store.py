@@ -11,7 +11,7 @@ import msgspec
 from control_plane.db import Connection, load_queries
 from control_plane.jobs.merge import Progress, StatusKey
 from control_plane.jobs.model import Job, Line, Target
-from shared.messages import CommandKind, Error, TargetResult
+from shared.messages import CommandKind, Error, TargetResult, ToldCause
 from shared.states import JobState
 
 _SQL = load_queries("control_plane.jobs")
@@ -23,6 +23,14 @@ def _error_in(value: str | None) -> Error | None:
 
 def _error_out(error: Error | None) -> str | None:
     return None if error is None else msgspec.json.encode(error.to_obj()).decode()
+
+
+def _causes_in(value: str | None) -> tuple[ToldCause, ...]:
+    return tuple(ToldCause.from_obj(one) for one in msgspec.json.decode(value or "[]"))
+
+
+def _causes_out(causes: Sequence[ToldCause]) -> str | None:
+    return msgspec.json.encode([one.to_obj() for one in causes]).decode() if causes else None
 
 
 def _job(row: asyncpg.Record, targets: Sequence[Target]) -> Job:
@@ -41,6 +49,7 @@ def _job(row: asyncpg.Record, targets: Sequence[Target]) -> Job:
             step=row["step"],
             progress=row["progress"],
             reason=row["reason"],
+            causes=_causes_in(row["causes"]),
             error=_error_in(row["error"]),
             read_back=tuple(
                 TargetResult(component=t.component, version=t.read_back_version, sha256=t.read_back_sha256)
@@ -58,6 +67,7 @@ def _job(row: asyncpg.Record, targets: Sequence[Target]) -> Job:
         dispatched_at=row["dispatched_at"],
         finished_at=row["finished_at"],
         targets=tuple(targets),
+        release_path=row["release_path"],
     )
 
 
@@ -79,9 +89,12 @@ async def insert(
     scheduled_at: datetime | None,
     created_by: str,
     targets: Sequence[Target],
+    release_path: str | None = None,
 ) -> Job:
     """A new scheduled job; without a time it is due now. Raises UniqueViolationError beside a live one."""
-    row = await connection.fetchrow(_SQL["insert_job"], job_id, device_id, scheduled_at, created_by)
+    row = await connection.fetchrow(
+        _SQL["insert_job"], job_id, device_id, scheduled_at, created_by, release_path
+    )
     assert row is not None
     await connection.executemany(
         _SQL["insert_target"],
@@ -125,7 +138,17 @@ async def page(
 async def history(connection: Connection, job_id: str, most: int) -> tuple[list[Line], int]:
     """The newest `most` lines in the order in which they were written, and how many there are in all."""
     rows = await connection.fetch(_SQL["history"], job_id, most)
-    lines = [Line(**{**dict(row), "job_id": job_id, "error": _error_in(row["error"])}) for row in rows]
+    lines = [
+        Line(
+            **{
+                **dict(row),
+                "job_id": job_id,
+                "error": _error_in(row["error"]),
+                "causes": _causes_in(row["causes"]),
+            }
+        )
+        for row in rows
+    ]
     total: int = len(lines)
     if total == most:
         total = await connection.fetchval(_SQL["history_length"], job_id)
@@ -140,7 +163,7 @@ async def add_history(connection: Connection, lines: Sequence[Line]) -> None:
             (
                 *(one.job_id, one.attempt, one.version, one.from_state, one.to_state, one.cause),
                 *(one.applied, one.status, one.step, one.progress, one.reason, _error_out(one.error)),
-                *(one.message_id, one.store_no, one.seq, one.device_at),
+                *(one.message_id, one.store_no, one.seq, one.device_at, _causes_out(one.causes)),
             )
             for one in lines
         ],
@@ -154,7 +177,7 @@ async def update(connection: Connection, job: Job) -> Job:
         _SQL["update"],
         *(job.job_id, now.state, job.version, now.attempt, job.revision, job.command_kind),
         *(now.step, now.progress, now.reason, _error_out(now.error)),
-        *(now.key.attempt, now.key.store_no, now.key.seq, now.key.message_id),
+        *(now.key.attempt, now.key.store_no, now.key.seq, now.key.message_id, _causes_out(now.causes)),
     )
     assert row is not None
     return _job(row, job.targets)

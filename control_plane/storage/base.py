@@ -6,6 +6,7 @@ URL opens one file for a while, for whoever holds it.
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -43,6 +44,13 @@ class FirmwareFiles(Protocol):
 
     async def exists(self, sha256: str) -> bool:
         """Whether there is a file of that name. Raises StoreUnavailable."""
+        ...
+
+    def reading(self, sha256: str) -> AbstractAsyncContextManager[Path]:
+        """A file of this machine that holds the bytes while one is inside; it is not to be changed.
+
+        Raises NotFound (`gone`) or StoreUnavailable.
+        """
         ...
 
     def url(self, sha256: str, *, for_s: float) -> str:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+from control_plane.errors import NotFound
 from control_plane.secret_files import sync_folder
 from control_plane.storage.base import StoreUnavailable, WrongBytes
 from control_plane.storage.incoming import Incoming
@@ -53,6 +56,13 @@ class FolderFiles:
     async def exists(self, sha256: str) -> bool:
         """Whether there is a file of that name."""
         return self.path(sha256).is_file()
+
+    @asynccontextmanager
+    async def reading(self, sha256: str) -> AsyncIterator[Path]:
+        """The file itself. Raises NotFound."""
+        if not await self.exists(sha256):
+            raise NotFound(f"the image {sha256[:80]} is not here", code="gone")
+        yield self.path(sha256)
 
     def url(self, sha256: str, *, for_s: float) -> str:
         """A signed URL of this office's own `/files`."""

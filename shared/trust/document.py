@@ -10,7 +10,7 @@ how it is read stays as it is here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 
 from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
 from securesystemslib.signer import Key, Signer
@@ -21,6 +21,7 @@ from tuf.api.serialization.json import CanonicalJSONSerializer, JSONSerializer
 
 from shared.errors import OtaError
 from shared.release import BadRelease, FirmwareSpec
+from shared.since_310 import UTC
 
 MAX_DOCUMENT_BYTES = 64 * 1024
 """Larger documents are refused unread."""

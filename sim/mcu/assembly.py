@@ -19,6 +19,7 @@ from sim.mcu.profile import Access, Downloads, EcuIdentity, Timing
 from sim.mcu.programming import Programmer, Regions
 from sim.mcu.security import SECRET_BYTES, SecurityAccess
 from sim.mcu.stm32_uds import Stm32Uds
+from sim.mcu.trouble_codes import TroubleCodes
 from sim.mcu.uds_server import Surroundings, UdsServer
 
 U_co = TypeVar("U_co", bound=UdsServer, covariant=True)
@@ -49,6 +50,7 @@ class UdsSettings:
     transport: Transport = field(default_factory=Transport)
     timing: Timing = field(default_factory=Timing)
     downloads: Downloads = field(default_factory=Downloads)
+    trouble: TroubleCodes = field(default_factory=TroubleCodes)
 
     def __post_init__(self) -> None:
         if (self.security_secret is None) == (self.security_ca is None):
@@ -126,5 +128,6 @@ def assemble(settings: McuSettings, flash: Flash, around: Surroundings) -> Part[
         identity=settings.identity,
         timing=timing,
         around=around,
+        trouble=settings.trouble,
     )
     return Part(uds=uds, programmer=programmer)

@@ -71,6 +71,7 @@ def assemble_esp32(settings: Esp32Settings, flash: Flash, around: Surroundings) 
         identity=settings.identity,
         timing=timing,
         around=around,
+        trouble=settings.trouble,
     )
     return Part(uds=uds, programmer=programmer)
 

@@ -18,6 +18,7 @@ from sim.mcu.otadata import Entry, ImageState
 from sim.mcu.pending import Pending, Reply
 from sim.mcu.profile import Access, Did, EcuIdentity, Nrc, Refused, Routine, Session, Timing, require_length
 from sim.mcu.programming import Programmer, Regions
+from sim.mcu.trouble_codes import TroubleCodes
 from sim.mcu.uds_server import EXTENDED, PROGRAMMING, Surroundings, UdsServer
 from sim.mcu.uds_sessions import DIAGNOSTIC
 
@@ -49,6 +50,7 @@ class Esp32Uds(UdsServer):
         identity: EcuIdentity,
         timing: Timing,
         around: Surroundings,
+        trouble: TroubleCodes,
     ) -> None:
         self._bootloader = bootloader
         self._memory = memory
@@ -62,12 +64,18 @@ class Esp32Uds(UdsServer):
             identity=identity,
             timing=timing,
             around=around,
+            trouble=trouble,
         )
 
     @property
     def state_word(self) -> str:
         """See UdsServer."""
         return "no application" if self.running is None else f"application in slot {self.running[0]}"
+
+    @property
+    def running_version(self) -> str | None:
+        """See UdsServer."""
+        return None if self.running is None else self.running[1].version
 
     def boot(self) -> None:
         """What the bootloader chooses; a bad application crashes, and the bootloader chooses again."""

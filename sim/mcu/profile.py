@@ -14,6 +14,7 @@ from shared.errors import ConfigError
 class Sid(IntEnum):
     SESSION = 0x10
     RESET = 0x11
+    READ_DTCS = 0x19
     READ = 0x22
     READ_MEMORY = 0x23
     SECURITY = 0x27

@@ -13,6 +13,7 @@ from sim.mcu.boot import Bootloader, Installed, Verdict
 from sim.mcu.pending import Pending
 from sim.mcu.profile import Access, Did, EcuIdentity, Nrc, Routine, Session, Timing, require_length
 from sim.mcu.programming import Programmer
+from sim.mcu.trouble_codes import TroubleCodes
 from sim.mcu.uds_server import EXTENDED, PROGRAMMING, Surroundings, UdsServer
 
 _ROUTINES = {
@@ -38,6 +39,7 @@ class Stm32Uds(UdsServer):
         identity: EcuIdentity,
         timing: Timing,
         around: Surroundings,
+        trouble: TroubleCodes,
     ) -> None:
         self._bootloader = bootloader
         super().__init__(
@@ -48,12 +50,19 @@ class Stm32Uds(UdsServer):
             identity=identity,
             timing=timing,
             around=around,
+            trouble=trouble,
         )
 
     @property
     def state_word(self) -> str:
         """See UdsServer."""
         return f"in its bootloader: {self.installed().verdict.name}" if self.in_bootloader else "application"
+
+    @property
+    def running_version(self) -> str | None:
+        """See UdsServer."""
+        spec = None if self.in_bootloader else self.installed().spec
+        return None if spec is None else spec.version
 
     def boot(self) -> None:
         """The application, if it verifies."""

@@ -26,6 +26,7 @@ from sim.mcu.profile import (
     require_length,
 )
 from sim.mcu.programming import RANGE_BYTES, SHA256_BYTES, Programmer
+from sim.mcu.trouble_codes import BY_STATUS_MASK, TroubleCodes
 from sim.mcu.uds_sessions import ANY, DIAGNOSTIC, SESSIONS, SUB_FUNCTIONS, NoAnswer, SessionServer
 
 PROGRAMMING = frozenset({Session.PROGRAMMING})
@@ -34,6 +35,7 @@ EXTENDED = frozenset({Session.EXTENDED})
 _SESSIONS: dict[int, frozenset[Session]] = {
     **SESSIONS,
     Sid.RESET: ANY,
+    Sid.READ_DTCS: ANY,
     Sid.READ: ANY,
     Sid.ROUTINE: DIAGNOSTIC,
     Sid.READ_MEMORY: PROGRAMMING,
@@ -45,6 +47,7 @@ _SESSIONS: dict[int, frozenset[Session]] = {
 _SUB_FUNCTIONS: dict[int, frozenset[int]] = {
     **SUB_FUNCTIONS,
     Sid.RESET: frozenset({0x01}),
+    Sid.READ_DTCS: frozenset({BY_STATUS_MASK}),
     # Whether a routine can be stopped is asked after its identifier is there.
     Sid.ROUTINE: frozenset(range(0x80)),
 }
@@ -76,6 +79,7 @@ class UdsServer(SessionServer, ABC):
         identity: EcuIdentity,
         timing: Timing,
         around: Surroundings,
+        trouble: TroubleCodes,
     ) -> None:
         super().__init__(
             sessions={**_SESSIONS, access.sid: access_sessions},
@@ -88,7 +92,9 @@ class UdsServer(SessionServer, ABC):
         self._access = access
         self._programmer = programmer
         self._identity = identity
+        self._trouble = trouble
         self._restart = around.restart
+        self._booted_at = 0.0
         self._reset_due = False
         self._fingerprint = False
         self.power_on()
@@ -97,6 +103,7 @@ class UdsServer(SessionServer, ABC):
         """Begin as after power-on or reset: boot what may be booted."""
         self._access.power_on()
         self.boot()
+        self._booted_at = self._clock()
         self.enter(Session.DEFAULT)
 
     def enter(self, session: Session) -> None:
@@ -126,6 +133,11 @@ class UdsServer(SessionServer, ABC):
     def state_word(self) -> str:
         """What runs, for a log."""
 
+    @property
+    @abstractmethod
+    def running_version(self) -> str | None:
+        """The version of the application that runs; None while a bootloader does."""
+
     @abstractmethod
     def boot(self) -> None:
         """Start what may be started."""
@@ -142,6 +154,10 @@ class UdsServer(SessionServer, ABC):
     def run_routine(self, routine: Routine, options: bytes) -> int:
         """The status of a routine that is not common to all; raises Refused."""
 
+    def offers(self, sid: int) -> bool:
+        """See SessionServer."""
+        return super().offers(sid) and (sid != Sid.READ_DTCS or self.running_version is not None)
+
     # --- requests --------------------------------------------------------------------------------
 
     def serve(self, sid: Sid, body: bytes) -> bytes:
@@ -149,6 +165,10 @@ class UdsServer(SessionServer, ABC):
         match sid:
             case Sid.RESET:
                 return self._ecu_reset(body)
+            case Sid.READ_DTCS:
+                return self._trouble.answer(
+                    body, version=self.running_version, runs_for_s=self._clock() - self._booted_at
+                )
             case Sid.READ:
                 return self._read(body)
             case Sid.ROUTINE:

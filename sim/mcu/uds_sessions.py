@@ -113,6 +113,10 @@ class SessionServer:
     def after_answer(self) -> None:
         """What is done once the answer is out."""
 
+    def offers(self, sid: int) -> bool:
+        """Whether what runs now has this service."""
+        return sid in self._sessions
+
     def serve(self, sid: Sid, body: bytes) -> bytes:  # noqa: ARG002
         """Answer a request of another service, with a sub-function that it has. Raises Refused."""
         raise Refused(Nrc.SERVICE_NOT_SUPPORTED)
@@ -120,7 +124,7 @@ class SessionServer:
     def _answer(self, sid: int, body: bytes, functional: bool) -> bytes | None:
         if functional and (sid not in _FUNCTIONAL or (sid, body[:1]) == (Sid.SESSION, b"\x02")):
             raise NoAnswer
-        if sid not in self._sessions:
+        if not self.offers(sid):
             raise Refused(Nrc.SERVICE_NOT_SUPPORTED)
         if self._faults.stuck.due():
             self._pending.say_for_ever()

@@ -27,13 +27,14 @@ class OfficeFailed(OtaError):
 
 
 class OfficeProcess:
-    """`quarry serve` on free ports with its data in `folder`, as a resource.
+    """`quarry serve` on free ports with its data in `folder`, as a resource; `config` is its TOML file.
 
     Ends with this process however it ends; `start` and `kill` may be repeated on the same folder.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: Path | None = None) -> None:
         self.folder = folder
+        self._config = config
         self.mqtt_host = ""
         self.mqtt_port = 0
         self.http_host = ""
@@ -61,6 +62,7 @@ class OfficeProcess:
             [
                 *(sys.executable, "-P", "-m", "cli.main", "serve", "--data", str(self.folder)),
                 *("--http-port", "0", "--mqtt-port", "0"),
+                *(() if self._config is None else ("--config", str(self._config))),
             ],
             log=log,
         )

@@ -14,7 +14,7 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 STARTS_WITHIN_S = 90.0
-STEP_WITHIN_S = 120.0
+STEP_WITHIN_S = 300.0
 STOPS_WITHIN_S = 60.0
 
 
@@ -23,6 +23,13 @@ def blocks() -> list[tuple[int, str]]:
     text = (CHECKOUT / "README.md").read_text(encoding="utf-8")
     found = re.findall(r"^```sh\n# terminal (\d)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     return [(int(number), commands) for number, commands in found]
+
+
+def tour_and_bench() -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+    """The tour's blocks, and those of the bench, which begins at terminal 4."""
+    found = blocks()
+    bench = [number for number, _ in found].index(4)
+    return found[:bench], found[bench:]
 
 
 def busy(port: int) -> bool:
@@ -98,23 +105,30 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.timeout(400)
+STAYS = {1: "office ready", 3: "ready:"}
+"""Terminals whose command runs on, and what it says when it is there; terminal 2 is the desk."""
+
+
+@pytest.mark.timeout(900)
 def test_the_tour_works_as_it_stands(folder: Path) -> None:
-    assert [number for number, _ in blocks()] == [1, 2, 3, 2, 4, 5, 2]
-    (_, office), (_, release), (_, truck), (_, order) = blocks()[:4]
+    tour, _ = tour_and_bench()
+    assert {number for number, _ in tour} == {1, 2, 3}
     running: list[Terminal] = []
+    exports, said = "", ""
     try:
-        running.append(Terminal(folder, office, folder / "office.log"))
-        running[0].wait_for("office ready")
-        released = at_terminal_2(folder, release)
-        assert released.returncode == 0, released.stdout + released.stderr
-        running.append(Terminal(folder, truck, folder / "truck.log"))
-        running[1].wait_for("ready:")
-        # A terminal keeps what was exported in it before.
-        ordered = at_terminal_2(folder, f"export QUARRY_DATA=tour/office\n{order}")
-        assert ordered.returncode == 0, ordered.stdout + ordered.stderr
-        assert "is done" in ordered.stdout
-        assert '"state":"done"' in ordered.stdout
+        for number, commands in tour:
+            if number in STAYS:
+                running.append(Terminal(folder, commands, folder / f"terminal-{number}.log"))
+                running[-1].wait_for(STAYS[number])
+                continue
+            done = at_terminal_2(folder, exports + commands)
+            said = done.stdout
+            assert done.returncode == 0, said + done.stderr
+            # A terminal keeps what was exported in it before.
+            lines = commands.splitlines(keepends=True)
+            exports += "".join(line for line in lines if line.startswith("export "))
+        assert "is done" in said
+        assert '"state":"done"' in said
         for terminal in reversed(running):
             terminal.interrupt()
         assert "Traceback" not in "".join(terminal.log.read_text() for terminal in running)
@@ -127,7 +141,7 @@ def test_the_tour_works_as_it_stands(folder: Path) -> None:
 def test_the_bench_works_as_it_stands(tmp_path: Path) -> None:
     (tmp_path / "quarry").symlink_to(CHECKOUT / "quarry")
     (tmp_path / "tour").mkdir()
-    (_, bus), (_, mcu), (_, flash) = blocks()[4:]
+    (_, bus), (_, mcu), (_, flash) = tour_and_bench()[1]
     running: list[Terminal] = []
     try:
         for commands, log in ((bus, "bus.log"), (mcu, "mcu.log")):

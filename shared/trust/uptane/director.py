@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from securesystemslib.signer import Signer
 from tuf.api.metadata import Metadata, MetaFile, Snapshot, TargetFile, Targets, Timestamp
 
+from shared.since_310 import UTC
 from shared.trust.uptane.matching import VEHICLE
 from shared.trust.uptane.offline import MOST_LIFE
 from shared.trust.uptane.release_document import ReleaseSpec

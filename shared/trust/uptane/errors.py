@@ -7,8 +7,7 @@ the repository and role. The table of checks in shared/trust/README.md lists the
 
 from __future__ import annotations
 
-from enum import StrEnum
-
+from shared.since_310 import StrEnum
 from shared.trust.document import TrustError
 
 
@@ -59,7 +58,7 @@ class Unreadable(MetadataRefused):
     """The bytes are not metadata of this role, or say something that can't be."""
 
     code = "metadata_unreadable"
-    advice = "Publish the repository again with `quarry release repo`; look who changed the file."
+    advice = "Publish the repository again with `quarry release`; look who changed the file."
 
 
 class BelowThreshold(MetadataRefused):

@@ -10,7 +10,7 @@ truck whose database was lost begins a new store.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Literal
 
 import msgspec
@@ -20,6 +20,7 @@ from securesystemslib.signer import Signer
 
 from shared.ids import ID_PATTERN
 from shared.release import MAX_IMAGE_BYTES
+from shared.since_310 import UTC
 from shared.trust.document import TrustError
 
 MOST_MANIFEST_BYTES = 256 * 1024

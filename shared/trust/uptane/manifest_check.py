@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from enum import StrEnum
 
 from securesystemslib.exceptions import UnverifiedSignatureError
 from securesystemslib.signer import Key, Signature
 
+from shared.since_310 import StrEnum
 from shared.trust.uptane.manifest import (
     BadManifest,
     EcuReport,
@@ -152,12 +152,17 @@ def _clock(report: VehicleReport, vehicle: KnownVehicle, now: datetime, toleranc
 def _judge_report(one: SignedReport, whole: VehicleReport, vehicle: KnownVehicle) -> list[Raised]:
     report = one.signed
     known = vehicle.ecus.get(report.serial)
-    if known is None:
+    # The gateway need not be an ECU of the inventory: the truck's alarms travel in its report all the same.
+    if known is None and report.serial != vehicle.primary:
         return [_raised(Alarm.UNKNOWN_ECU, report, "the inventory does not have it")]
-    if not _signed_by(known.key or vehicle.gateway, payload_of(report), one.signatures):
+    key = known.key if known is not None else None
+    if not _signed_by(key or vehicle.gateway, payload_of(report), one.signatures):
         return [_raised(Alarm.REPORT_UNSIGNED, report, "not signed by the key of this ECU")]
     if (report.store_id, report.seq) != (whole.store_id, whole.seq):
         return [_raised(Alarm.REPORT_REPLAYED, report, f"it is of manifest {report.seq}, not {whole.seq}")]
+    attacks = [_raised(Alarm.ATTACK_REPORTED, report, code) for code in report.attacks]
+    if known is None:
+        return attacks
     found: list[Raised] = []
     if (report.kind, report.hardware) != (known.kind, known.hardware):
         text = f"{report.kind} on {report.hardware}, known as {known.kind} on {known.hardware}"
@@ -169,8 +174,7 @@ def _judge_report(one: SignedReport, whole: VehicleReport, vehicle: KnownVehicle
     if report.installed is not None and report.installed.release_counter < known.counter:
         text = f"release counter {report.installed.release_counter}, it had {known.counter}"
         found.append(_raised(Alarm.COUNTER_BACKWARDS, report, text))
-    found += [_raised(Alarm.ATTACK_REPORTED, report, code) for code in report.attacks]
-    return found
+    return [*found, *attacks]
 
 
 def _raised(alarm: Alarm, report: EcuReport, text: str) -> Raised:
@@ -198,7 +202,7 @@ def _advanced(
     ecus = dict(vehicle.ecus)
     for one in report.ecus:
         serial, installed = one.signed.serial, one.signed.installed
-        if installed is not None and serial not in disbelieved:
+        if installed is not None and serial in ecus and serial not in disbelieved:
             counter = max(ecus[serial].counter, installed.release_counter)
             ecus[serial] = replace(ecus[serial], counter=counter)
     # A clock that ran ahead must not make every later manifest look old.

@@ -14,6 +14,7 @@ from tuf.api.metadata import TargetFile, Targets
 
 from shared.release import FirmwareSpec
 from shared.trust.document import BadDocument, spec_of
+from shared.trust.uptane.ecu_document import DOCUMENT, document_of
 from shared.trust.uptane.errors import (
     CounterRolledBack,
     DirectorDelegates,
@@ -39,6 +40,14 @@ ECUS = "ecus"
 
 
 @dataclass(frozen=True, kw_only=True)
+class SignedImage:
+    """What was signed offline of a directed image; `document` is for its ECU (see ecu_document.py)."""
+
+    spec: FirmwareSpec
+    document: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Directed:
     """One image that the director names, for the ECUs of these serials, and what it says of it."""
 
@@ -54,11 +63,15 @@ class Directed:
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """One ECU and the firmware that it shall have; `target` is the release's word on it."""
+    """One ECU and the firmware that it shall have; `target` is the release's word on it.
+
+    `document` is what the ECU itself verifies, signed with the image; None where the ECU verifies nothing.
+    """
 
     ecu: Ecu
     spec: FirmwareSpec
     target: ReleaseTarget
+    document: bytes | None = None
 
     @property
     def served_name(self) -> str:
@@ -126,18 +139,21 @@ def check_same(path: str, director: TargetFile, image: TargetFile) -> None:
         raise TargetsDiffer(WHERE, f"length or hash of {path[:200]!r} is not what was signed offline")
 
 
-def check_image_target(directed: Directed, image: TargetFile, counters: Mapping[str, int]) -> FirmwareSpec:
-    """The firmware of a directed image, when both repositories and its ECUs agree on it.
+def check_image_target(directed: Directed, image: TargetFile, counters: Mapping[str, int]) -> SignedImage:
+    """A directed image, when both repositories and its ECUs agree on it.
 
     `counters` are the highest release counters that ECUs ran, by serial. Raises MetadataRefused.
     """
     check_same(directed.path, directed.target, image)
     try:
         spec = spec_of(directed.path, image)
+        document = document_of(image.custom, spec)
     except BadDocument as error:
         raise Unreadable("image/targets", error.message) from error
     ours = {name: said for name, said in directed.target.custom.items() if name != ECUS}
-    for name in sorted({*ours, *image.custom}):
+    # A director need not repeat the ECU's document: 64 of them would not fit into its targets.
+    left_out = {DOCUMENT} - ours.keys()
+    for name in sorted({*ours, *image.custom} - left_out):
         if ours.get(name) != image.custom.get(name):
             raise TargetsDiffer(
                 WHERE, f"{name} of {directed.path!r} is {str(ours.get(name))[:80]!r}, signed is another"
@@ -153,11 +169,11 @@ def check_image_target(directed: Directed, image: TargetFile, counters: Mapping[
                 f"{directed.path!r} has release counter {spec.release_counter}, "
                 f"{ecu.serial} ran {counters[ecu.serial]} already",
             )
-    return spec
+    return SignedImage(spec=spec, document=document)
 
 
 def check_bundle(
-    release: ReleaseSpec, images: Mapping[str, FirmwareSpec], vehicle: Vehicle
+    release: ReleaseSpec, images: Mapping[str, SignedImage], vehicle: Vehicle
 ) -> tuple[Assignment, ...]:
     """What each ECU of the truck shall have, in the release's order; `images` are by serial.
 
@@ -165,17 +181,17 @@ def check_bundle(
     """
     made: list[Assignment] = []
     for ecu in vehicle.ecus:
-        target, spec = release.target_for(ecu.kind, ecu.hardware), images.get(ecu.serial)
-        if spec is not None and (target is None or target.spec != spec):
+        target, image = release.target_for(ecu.kind, ecu.hardware), images.get(ecu.serial)
+        if image is not None and (target is None or target.spec != image.spec):
             raise MixedBundle(
-                WHERE, f"{spec.target_path!r} for {ecu.serial} is not of {release.target_path!r}"
+                WHERE, f"{image.spec.target_path!r} for {ecu.serial} is not of {release.target_path!r}"
             )
-        if target is not None and spec is None:
+        if target is not None and image is None:
             raise PartialBundle(
                 WHERE, f"{ecu.serial} gets nothing, {release.target_path!r} has firmware for it"
             )
-        if target is not None and spec is not None:
-            made.append(Assignment(ecu=ecu, spec=spec, target=target))
+        if target is not None and image is not None:
+            made.append(Assignment(ecu=ecu, spec=image.spec, target=target, document=image.document))
     _check_compatible(release, vehicle)
     return tuple(sorted(made, key=lambda one: (one.target.order, one.ecu.serial)))
 

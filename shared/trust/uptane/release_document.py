@@ -3,6 +3,10 @@
 It is itself a target of the image repository, signed offline with the images: what is online (the
 director) can only select it whole. Canonical JSON (OLPC), read strictly: a field that this agent does
 not know might be a restriction, so it is refused, and `requires` names what a reader must be able to do.
+
+A field that came later is optional, and left out of the bytes when it is not given: releases that were signed
+before it stay as they are, and a reader from before it refuses those that have it, by its name. `requires` is
+for a meaning that changes without a new field.
 """
 
 from __future__ import annotations
@@ -11,11 +15,12 @@ import hashlib
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 from securesystemslib.formats import encode_canonical
 
 from shared.release import MAX_IMAGE_BYTES, FirmwareSpec
 from shared.trust.uptane.errors import BadReleaseDocument
+from shared.trust.uptane.health import Health
 from shared.trust.uptane.safety_policy import SafetyPolicy
 
 MOST_RELEASE_BYTES = 64 * 1024
@@ -34,7 +39,8 @@ class ReleaseTarget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """One firmware of the release, for every ECU of its kind and hardware.
 
     Lower `order` goes first, equal orders in any order; ECUs of one `group` end together, all new or all
-    old. `attempts` bounds the tries on one ECU before the release goes back.
+    old. `attempts` bounds the tries on one ECU before the release goes back. `health` is what it must prove
+    after its start beside its identity.
     """
 
     kind: _Word
@@ -46,6 +52,7 @@ class ReleaseTarget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     order: Annotated[int, Meta(ge=0, le=1000)] = 0
     group: _Word = "all"
     attempts: Annotated[int, Meta(ge=1, le=10)] = 3
+    health: Health | UnsetType = UNSET
 
     @property
     def spec(self) -> FirmwareSpec:
@@ -118,6 +125,8 @@ def check_release(release: ReleaseSpec) -> None:
             if (target.kind, hardware) in seen:
                 raise BadReleaseDocument(WHERE, f"two firmwares for {target.kind} on {hardware}")
             seen.add((target.kind, hardware))
+        if target.health is not UNSET and (wrong := target.health.wrong):
+            raise BadReleaseDocument(WHERE, f"{target.kind}: {wrong}")
     asked = [one.kind for one in release.compatibility]
     if len(set(asked)) != len(asked):
         raise BadReleaseDocument(WHERE, "two requirements on one kind")

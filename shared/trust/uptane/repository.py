@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from securesystemslib.exceptions import UnverifiedSignatureError
@@ -20,6 +20,7 @@ from tuf.api.metadata import Metadata, Role, Root, Snapshot, Targets, Timestamp
 from tuf.api.serialization.json import JSONSerializer
 
 from shared.errors import OtaError
+from shared.since_310 import UTC
 from shared.trust.uptane.side_roles import SIDE_ROLES, set_side_role
 from shared.trust.uptane.store import RepositoryName
 
@@ -31,7 +32,7 @@ class RepositoryTrouble(OtaError):
     """The repository can't be changed in this way."""
 
     code = "repository"
-    advice = "See `quarry release repo show`: it lists drafts, and which signatures they miss."
+    advice = "See `quarry release show`: it lists drafts, and which signatures they miss."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ class Repository:
         """The root that will hold after the next publication. Raises RepositoryTrouble."""
         root = self.coming(Root.type)
         if root is None:
-            raise RepositoryTrouble("there is no root: begin with `quarry release repo init`")
+            raise RepositoryTrouble("there is no root: begin with `quarry release init`")
         signed: Root = root.signed
         return signed
 
@@ -188,7 +189,7 @@ def signers_of(repository: Repository, role: str) -> list[tuple[Role, Mapping[st
         return [(root.roles[role], root.keys)]
     delegations = repository.top().delegations
     if delegations is None or not delegations.roles or role not in delegations.roles:
-        raise RepositoryTrouble(f"nobody delegates to {role!r}: use `quarry release repo delegate`")
+        raise RepositoryTrouble(f"nobody delegates to {role!r}: use `quarry release delegate`")
     return [(delegations.roles[role], delegations.keys)]
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 import msgspec
 from tuf.api.metadata import MetaFile, Root, Signed, Snapshot, Targets, Timestamp
 
+from shared.since_310 import UTC
 from shared.trust.uptane.errors import (
     Missing,
     NotAsListed,

@@ -15,6 +15,7 @@ from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Role, Root, T
 
 from shared.release import FirmwareSpec
 from shared.trust.uptane.delegation import HARDWARE
+from shared.trust.uptane.ecu_document import DOCUMENT, check_ecu_document
 from shared.trust.uptane.release_document import ReleaseSpec
 from shared.trust.uptane.repository import (
     TOP_LEVEL,
@@ -27,14 +28,19 @@ from shared.trust.uptane.roles import ROLE_NAME
 from shared.trust.uptane.side_roles import SIDE_ROLES, set_side_role, side_role
 
 
-def firmware_target(spec: FirmwareSpec) -> TargetFile:
-    """A firmware as a target of the image repository."""
-    custom = {
+def firmware_target(spec: FirmwareSpec, document: bytes | None = None) -> TargetFile:
+    """A firmware as a target of the image repository, with the ECU's own document where it verifies one.
+
+    Raises BadDocument for a document that is not of exactly this firmware (see ecu_document.py).
+    """
+    custom: dict[str, Any] = {
         "kind": spec.kind,
         "hardware": list(spec.hardware),
         "version": spec.version,
         "release_counter": spec.release_counter,
     }
+    if document is not None:
+        custom[DOCUMENT] = check_ecu_document(document, spec).decode()
     return TargetFile(
         length=spec.length,
         hashes={"sha256": spec.sha256},

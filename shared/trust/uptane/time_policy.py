@@ -18,9 +18,10 @@ in a pit for its interlocks. What has begun is finished whatever the time: stopp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import Enum
 
+from shared.since_310 import UTC
 from shared.trust.uptane.errors import TimeNotProved
 
 MOST_GRACE = timedelta(days=90)

@@ -7,7 +7,7 @@ binds it to this truck's moment: an old answer proves nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Literal
 
 import msgspec
@@ -15,6 +15,7 @@ from msgspec import Meta
 from securesystemslib.formats import encode_canonical
 from securesystemslib.signer import Signature, Signer
 
+from shared.since_310 import UTC
 from shared.trust.uptane.errors import BadTimeToken
 from shared.trust.uptane.roles import check_signatures
 from shared.trust.uptane.side_roles import TIME, side_role

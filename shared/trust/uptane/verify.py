@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from tuf.api.metadata import TargetFile
 
-from shared.release import FirmwareSpec
 from shared.trust.uptane.delegation import Search
 from shared.trust.uptane.errors import BadReleaseDocument, MetadataRefused
 from shared.trust.uptane.matching import (
+    SignedImage,
     check_bundle,
     check_image_target,
     check_same,
@@ -81,11 +81,11 @@ def _verify(run: Run, vehicle: Vehicle) -> Steps[Selection | None]:
         return None
     search = Search(run=run, current=image)
     release = yield from _release(search, release_target)
-    images: dict[str, FirmwareSpec] = {}
+    images: dict[str, SignedImage] = {}
     for one in directed:
         entry = yield from search.find(one.path, one.hardware)
-        spec = check_image_target(one, entry, run.store.counters)
-        images.update({ecu.serial: spec for ecu in one.ecus})
+        found = check_image_target(one, entry, run.store.counters)
+        images.update({ecu.serial: found for ecu in one.ecus})
     assignments = check_bundle(release, images, vehicle)
     if not assignments:
         return None

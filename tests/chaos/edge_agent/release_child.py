@@ -2,27 +2,35 @@
 
 Like truck_child.py, for a release of several ECUs: lines `FOLDER NAME#K` in, exit codes out, a forked process
 a life. The ECUs are simulated MCUs in the test's process, on the CAN hub that FOLDER/channel names. A file
-FOLDER/brakes_bad lets the new image of the brakes fail its health check for good.
+FOLDER/brakes_bad lets the new image of the brakes fail its health check for good, FOLDER/asks_health asks
+both ECUs for their trouble codes within so many seconds. FOLDER/gateway is the agent's data folder; under
+sim/power.c, and with a FOLDER/power.control, what happens in it is recorded in FOLDER/power.log, for a power
+cut.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import signal
 import sys
 import traceback
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from edge_agent.clock import Clock
 from edge_agent.counters import Counters
+from edge_agent.downloader import Downloader
 from edge_agent.kept import KeptImages
+from edge_agent.release_plan import FaultBounds, HealthBounds, Planner, ReleasePlan, plan_of
 from edge_agent.safety import Policy
 from edge_agent.store import Store
+from edge_agent.transfer import Network
 from edge_agent.updater import ComponentAccess, Timing, Updater
 from edge_agent.vehicle import BenchVehicle
 from edge_agent.verifier import Verifier
@@ -33,6 +41,8 @@ from firmware_flashers.base import (
     Identity,
     NotProved,
     OnProgress,
+    ReadsFaults,
+    TroubleCode,
     no_progress,
 )
 from firmware_flashers.registry import EcuSettings, open_component, profile_of
@@ -91,31 +101,26 @@ class Watched:
         await self._flasher.revert()
         self._kill(f"{self._name}.reverted")
 
+    async def trouble_codes(self, status_mask: int) -> tuple[TroubleCode, ...]:
+        assert isinstance(self._flasher, ReadsFaults)
+        codes = await self._flasher.trouble_codes(status_mask)
+        self._kill(f"{self._name}.codes_read")
+        return codes
 
-class Folder:
-    """The office's images, by their path."""
 
-    def __init__(self, folder: Path, kill: Kill) -> None:
-        self._folder = folder
-        self._kill = kill
+def planner_of(folder: Path) -> Planner:
+    """Where the release asks for it: no trouble code that was not there before, for some looks on end."""
+    asked = folder / "asks_health"
+    if not asked.exists():
+        return plan_of
+    faults = FaultBounds(status_mask=0x08, for_s=0.3)
+    health = HealthBounds(within_s=float(asked.read_text()), every_s=0.05, faults=faults)
 
-    async def fetch(
-        self,
-        url: str,
-        *,
-        sha256: str,
-        length: int,
-        keep: Collection[str] = (),
-        progress: Callable[[int, int], None] = lambda _done, _total: None,
-        **_more: object,
-    ) -> Path:
-        path = self._folder / "images" / sha256
-        path.write_bytes(Path(url).read_bytes())
-        self._kill("download.whole")
-        return path
+    def planned(command: Command, slots: Mapping[str, int]) -> ReleasePlan:
+        plan = plan_of(command, slots)
+        return replace(plan, targets=tuple(replace(one, health=health) for one in plan.targets))
 
-    async def note_installed(self, component: str, sha256: str) -> None:
-        self._kill("installed.noted")
+    return planned
 
 
 async def tell_office(store: Store, office: Path, kill: Kill) -> None:
@@ -159,7 +164,11 @@ async def live(folder: Path, kill: Kill) -> None:
     """From the start of the process to the end of the job and its last ack."""
     command = Command.from_json((folder / "command.json").read_bytes())
     clock = Clock(wall=lambda: datetime(2027, 1, 1, tzinfo=UTC))
-    async with Store.open(folder / "agent.db") as store:
+    gateway = folder / "gateway"
+    async with (
+        Store.open(gateway / "agent.db") as store,
+        Downloader(gateway / "images", Network(local_folders=(folder,))) as downloader,
+    ):
         writing = False
 
         def statement(sql: str) -> None:
@@ -176,11 +185,11 @@ async def live(folder: Path, kill: Kill) -> None:
             await store.take_command(command)
         updater = Updater(
             store,
-            downloader=Folder(folder, kill),
+            downloader=downloader,
             verifier=Verifier(
                 keys=key_ring([(folder / "public.pem").read_bytes()]),
                 clock=clock,
-                counters=await Counters.open(folder / "counters.json"),
+                counters=await Counters.open(gateway / "counters.json"),
             ),
             components={name: access(folder, name, kill) for name in ECUS},
             vehicle=BenchVehicle(),
@@ -188,7 +197,8 @@ async def live(folder: Path, kill: Kill) -> None:
             clock=clock,
             backoff=Backoff(first_s=0.01, most_s=0.1),
             timing=Timing(poll_s=0.05, refused_s=0.05, link_s=0.05, progress_s=0.05, rest_s=1.0),
-            kept=KeptImages(folder / "images"),
+            kept=KeptImages(gateway / "images"),
+            planner=planner_of(folder),
             kill_point=kill,
         )
         task = asyncio.create_task(updater.run())
@@ -200,6 +210,16 @@ async def live(folder: Path, kill: Kill) -> None:
         task.cancel()
         await asyncio.wait({task})
         await tell_office(store, folder / "office", kill)
+
+
+def record(folder: Path) -> None:
+    """Begin the recording of the gateway's disk, where it is wished."""
+    control = folder / "power.control"
+    if not control.exists():
+        return
+    paths = (folder / "gateway", folder / "power.log", control)
+    code = ctypes.CDLL(None).quarry_power_begin(*(os.fsencode(path) for path in paths))
+    assert code == 0, os.strerror(code)
 
 
 def one_life(folder: Path, kill_at: str, points: Path) -> None:
@@ -214,6 +234,7 @@ def one_life(folder: Path, kill_at: str, points: Path) -> None:
             points.write_text("\n".join(passed))
             os.kill(os.getpid(), signal.SIGKILL)
 
+    record(folder)
     try:
         asyncio.run(live(folder, kill))
     finally:

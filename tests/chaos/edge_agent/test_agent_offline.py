@@ -33,7 +33,8 @@ from shared.trust.document import make_document
 from shared.trust.keys import load_signer, new_key
 from sim.mcu.images import build_image
 from sim.mcu.memory import DEFAULT_MAP
-from sim.truck import HARDWARE, KIND, Bench, TruckSettings, powered, write_agent_config
+from sim.truck import Bench, powered
+from sim.truck_config import HARDWARE, KIND, TruckEcu, TruckSettings, write_agent_config
 
 DEVICE, SECRET, WAIT_S = "truck-1", "s" * 43, 60.0
 IMAGE_BYTES = 16 * 1024
@@ -114,8 +115,7 @@ async def truck(tmp_path: Path, port: int) -> AsyncIterator[Truck]:
         folder=tmp_path / "truck",
         office_url="http://127.0.0.1:9",
         firmware_keys=(tmp_path / "key.pem",),
-        image=tmp_path / "1.0.0.bin",
-        document=tmp_path / "1.0.0.json",
+        ecus=(TruckEcu(image=tmp_path / "1.0.0.bin", document=tmp_path / "1.0.0.json"),),
     )
     enrolled = Enrolled(
         device_id=DEVICE, mqtt_host="127.0.0.1", mqtt_port=port, http_token=SECRET, mqtt_password=SECRET

@@ -42,7 +42,8 @@ from shared.trust.keys import load_signer, new_key
 from sim.mcu.images import build_image
 from sim.mcu.memory import DEFAULT_MAP
 from sim.mcu.server import Stm32Mcu
-from sim.truck import COMPONENT, HARDWARE, KIND, Bench, TruckSettings, powered, write_agent_config
+from sim.truck import Bench, powered
+from sim.truck_config import COMPONENT, HARDWARE, KIND, TruckEcu, TruckSettings, write_agent_config
 
 DEVICE = "truck-1"
 IMAGE_BYTES = 40 * 1024
@@ -114,8 +115,7 @@ class Quarry:
                 folder=self.folder / "truck",
                 office_url=self.url,
                 firmware_keys=(self.folder / "key.pem",),
-                image=self.folder / "old.bin",
-                document=self.folder / "old.json",
+                ecus=(TruckEcu(image=self.folder / "old.bin", document=self.folder / "old.json"),),
             )
             self.bench = stack.enter_context(powered(settings))
             self.config = write_agent_config(settings, self.bench.channel)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from control_plane.errors import NotFound
 from control_plane.storage.base import MOST_URL_LIFE_S, FirmwareFiles, WrongBytes
 from control_plane.storage.folder import FolderFiles
 from control_plane.storage.urls import UrlSigner
@@ -44,6 +45,17 @@ async def test_what_was_put_is_there_until_it_is_removed(files: FirmwareFiles, t
     await files.remove(sha256)
     assert not await files.exists(sha256)
     await files.remove(sha256)
+
+
+async def test_what_was_put_can_be_read_here(files: FirmwareFiles, tmp_path: Path) -> None:
+    sha256, source = _source(tmp_path, b"image")
+    with pytest.raises(NotFound) as refused:
+        async with files.reading(sha256):
+            pass
+    assert refused.value.code == "gone"
+    await files.put(sha256, source)
+    async with files.reading(sha256) as path:
+        assert path.read_bytes() == b"image"
 
 
 async def test_other_bytes_than_the_name_says_are_refused(files: FirmwareFiles, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from udsoncan.exceptions import NegativeResponseException
 
 from sim.mcu.isotp import Transport
 from sim.mcu.profile import Downloads
+from sim.mcu.trouble_codes import TroubleCodes
 
 # Its package says what it exports to readers, not to type checkers.
 services: Any = importlib.import_module("udsoncan.services")
@@ -174,6 +175,19 @@ def test_udsoncan_programs_an_stm32(works: Any, ids: str, frames: str, server: s
         client.ecu_reset(services.ECUReset.ResetType.hardReset)
     assert mcu.boots().spec is not None
     assert mcu.content(6000) == new.image
+
+
+def test_udsoncan_reads_trouble_codes(works: Any) -> None:
+    address, _ = ADDRESSES["11-bit"]
+    trouble = TroubleCodes(always={0xC10000 + number: 0x2F for number in range(40)}, kept_bits=0x7F)
+    works.stm32(holds=works.sign("1.0.0", works.build_stm32("1.0.0", 8192)), trouble=trouble)
+    with asking(works.open_bus(), address, {}) as client:
+        told = client.get_dtc_by_status_mask(0x08).service_data
+        assert told.status_availability.get_byte() == b"\x7f"
+        assert {one.id: one.status.get_byte_as_int() for one in told.dtcs} == trouble.always
+        assert client.get_dtc_by_status_mask(0x10).service_data.dtcs == []
+        with pytest.raises(NegativeResponseException):
+            client.get_supported_dtc()
 
 
 def test_udsoncan_updates_an_esp32_and_confirms(works: Any) -> None:

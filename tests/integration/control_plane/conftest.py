@@ -6,6 +6,7 @@ The broker is a list of what it was told; the real one stands in test_embedded_n
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -13,9 +14,14 @@ import pytest
 from fastapi import FastAPI
 
 from control_plane.access import api as access_api
+from control_plane.access import certificates_api
 from control_plane.access.accounts import OfficeAccount
+from control_plane.access.authority import Authority, load_authority
+from control_plane.access.certificates import CertificateService
+from control_plane.access.certificates_api import BrokerForTrucks
 from control_plane.access.service import AccessService
 from control_plane.body_limit import BodyLimit
+from control_plane.config import OfficeConfig
 from control_plane.db import Database
 from control_plane.devices import api as devices_api
 from control_plane.devices.service import DeviceService
@@ -50,11 +56,39 @@ def office_account() -> OfficeAccount:
     return OfficeAccount(user="quarry.office", password="p" * 43, client_id="quarry-office-1")
 
 
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """The office's own certificate authority."""
+    return load_authority(OfficeConfig(data=tmp_path_factory.mktemp("authority")))
+
+
+@pytest.fixture
+def moved() -> list[timedelta]:
+    """By how much the clock of certificates is moved: its only item, which a test may change."""
+    return [timedelta()]
+
+
+@pytest.fixture
+def certificates(authority: Authority, moved: list[timedelta]) -> CertificateService:
+    """Certificates are good for 90 days and renewable for 30 more."""
+    return CertificateService(
+        authority,
+        life=timedelta(days=90),
+        grace=timedelta(days=30),
+        clock=lambda: datetime.now(UTC) + moved[0],
+    )
+
+
 @pytest.fixture
 def access(
-    database: Database, broker_told: list[list[BrokerUser]], office_account: OfficeAccount
+    database: Database,
+    broker_told: list[list[BrokerUser]],
+    office_account: OfficeAccount,
+    certificates: CertificateService,
 ) -> AccessService:
-    return AccessService(database, _Broker(broker_told), office=office_account.broker_user())
+    return AccessService(
+        database, _Broker(broker_told), office=office_account.broker_user(), certificates=certificates
+    )
 
 
 @pytest.fixture
@@ -98,7 +132,9 @@ def rooms_app(
     add_problem_handlers(app)
     app.add_middleware(BodyLimit, most={"/api/v1/firmwares": MOST_BODY_BYTES})
     app.state.authenticate = access.authenticate
-    app.include_router(access_api.make_router(access, mqtt_host="broker.test", mqtt_port=1883))
+    told = BrokerForTrucks(host="broker.test", port=1883)
+    app.include_router(access_api.make_router(access, broker=told))
+    app.include_router(certificates_api.make_router(access, broker=told))
     app.include_router(devices_api.make_router(devices, database))
     app.include_router(firmware_api.make_router(firmwares, files.incoming))
     app.include_router(files_api.make_router(files, signer))

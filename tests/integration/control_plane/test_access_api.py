@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from control_plane.access import api as access_api
 from control_plane.access.attempts import WrongAttempts
+from control_plane.access.certificates_api import BrokerForTrucks
 from control_plane.access.service import AccessService
 from control_plane.db import Database
 from control_plane.embedded.nats import BrokerUser
@@ -56,7 +57,15 @@ async def test_a_truck_trades_its_token_for_its_own_secrets(
     assert await _who(anyone, own["http_token"]) == "nobody"
     answer = await _enrol(anyone, token, own)
     assert answer.status_code == 200, answer.text
-    assert answer.json() == {"device_id": "truck-001", "mqtt_host": "broker.test", "mqtt_port": 1883}
+    assert answer.json() == {
+        "device_id": "truck-001",
+        "mqtt_host": "broker.test",
+        "mqtt_port": 1883,
+        "mqtt_tls": False,
+        "mqtt_ca": "",
+        "certificate": None,
+        "ca_chain": "",
+    }
     assert await _who(anyone, own["http_token"]) == "truck", "and at once, though it was unknown a moment ago"
 
     office, truck = broker_told[-1]
@@ -223,7 +232,9 @@ async def test_wrong_tries_are_bounded_for_each_address(
     limited = FastAPI()
     limited.exception_handlers = rooms_app.exception_handlers
     attempts = WrongAttempts(most=3, pause_s=60, clock=lambda: now[0])
-    limited.include_router(access_api.make_router(access, mqtt_host="b", mqtt_port=1, attempts=attempts))
+    limited.include_router(
+        access_api.make_router(access, broker=BrokerForTrucks(host="b", port=1), attempts=attempts)
+    )
 
     async def enrol_from(address: str, enrolment_token: str) -> int:
         transport = httpx.ASGITransport(app=limited, client=(address, 1))

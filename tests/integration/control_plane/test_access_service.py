@@ -223,14 +223,14 @@ async def test_a_broker_that_is_away_loses_no_enrolment(
         assert error.value.status == 503
     assert (await service.authenticate(own["http_token"])).device_id == "truck-001"
     broker.away = False
-    assert await service.enrol(enrolment_token=token, **own) == "truck-001"
+    assert (await service.enrol(enrolment_token=token, **own)).device_id == "truck-001"
     assert set(broker.known) == {"quarry.office", "truck-001"}
 
 
 async def test_at_start_the_broker_gets_every_account(
     service: AccessService, broker: Broker, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("control_plane.access.service.ACCOUNTS_PER_PAGE", 2)
+    monkeypatch.setattr("control_plane.access.broker_users.ACCOUNTS_PER_PAGE", 2)
     for n in range(5):
         await _new_device(database, f"truck-{n}")
         token = (await service.new_enrolment_token(f"truck-{n}")).token
@@ -250,7 +250,7 @@ async def test_many_enrolments_at_once_share_changes_and_lose_none(
         tokens.append((await service.new_enrolment_token(f"truck-{n}")).token)
 
     async def enrol(token: str) -> None:
-        device_id = await service.enrol(enrolment_token=token, **_own())
+        device_id = (await service.enrol(enrolment_token=token, **_own())).device_id
         assert device_id in broker.known, "the broker knows it before the answer is sent"
 
     async def slow() -> None:

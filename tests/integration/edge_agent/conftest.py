@@ -186,6 +186,7 @@ class Truck:
         self.store = store
         self.counters = counters
         private, public = new_key()
+        self.public = public
         self.signer: Signer = load_signer(private)
         self.ecu = Ecu()
         self.downloads = Downloads(folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.main import dispatch
+from edge_agent.credentials import Credentials, Enrolled, write_credentials
 from shared.trust.keys import new_key
 
 
@@ -67,8 +68,13 @@ def test_a_truck_that_was_never_started_can_be_looked_at(
     ("args", "code", "says"),
     [
         (["run"], 78, "not enrolled"),
-        (["enroll", "--token", "t"], 1, "does not answer"),
+        (["enroll", "--token", "t"], 75, "does not answer"),
         (["enroll", "--token", ""], 1, "no enrolment token"),
+        (["enroll"], 2, "--token-file"),
+        (["enroll", "--token", "t", "--token-file", "t"], 2, "--token-file"),
+        (["enroll", "--token-file", "/none/token"], 1, "/none/token can't be read"),
+        (["enroll", "--token-file", "/dev/zero"], 1, "over 4096 bytes"),
+        (["enroll", "--token-file", "/dev/null"], 1, "no enrolment token"),
     ],
 )
 def test_what_can_not_be_done_is_one_sentence(
@@ -104,3 +110,26 @@ def test_wrong_use_exits_2(capsys: pytest.CaptureFixture[str], args: list[str]) 
 def test_every_verb_teaches_itself(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     assert run(verb, "--help") == 0
     assert "Usage: quarry agent" in capsys.readouterr().out
+
+
+def test_a_spoiled_certificate_hides_nothing_else(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    enrolled = Enrolled(
+        device_id="truck-1",
+        mqtt_host="h",
+        mqtt_port=1,
+        http_token="t" * 40,
+        mqtt_password="p" * 40,
+        client_key="x",
+        certificate="x",
+    )
+    write_credentials(config.parent / "data", Credentials(enrolled=enrolled))
+    capsys.readouterr()
+    assert run("status", "--config", str(config), "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["device_id"] == "truck-1"
+    assert (found["certificate"]["standing"], "can't be read" in found["certificate"]["error"]) == (
+        None,
+        True,
+    )
+    assert run("status", "--config", str(config)) == 0
+    assert "can't be read" in capsys.readouterr().out

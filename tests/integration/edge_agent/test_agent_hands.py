@@ -332,7 +332,13 @@ def secrets(desk: Desk) -> list[bytes]:
     write_credentials(
         desk.data,
         Credentials(
-            enrolled=Enrolled(device_id="truck-1", mqtt_host="broker", mqtt_port=8883, **SECRETS),
+            enrolled=Enrolled(
+                device_id="truck-1",
+                mqtt_host="broker",
+                mqtt_port=8883,
+                http_token=SECRETS["http_token"],
+                mqtt_password=SECRETS["mqtt_password"],
+            ),
             pending=Pending(token_sha256="e" * 64, http_token="N" * 40, mqtt_password="M" * 40),
         ),
     )

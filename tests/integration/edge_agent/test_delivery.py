@@ -17,7 +17,7 @@ from edge_agent.addresses import UnsafeAddress
 from edge_agent.budget import Budget, BudgetLimits
 from edge_agent.clock import Clock
 from edge_agent.downloader import Downloader
-from edge_agent.errors import LinkLost, NoRoom, OverBudget
+from edge_agent.errors import LinkLost, NoRoom, NotGiven, OverBudget
 from edge_agent.links import Way
 from edge_agent.local_files import LocalFileRefused
 from edge_agent.transfer import Network
@@ -287,9 +287,10 @@ async def test_whatever_is_wrong_with_a_delta_the_whole_image_comes(files: Files
         "a base that is not here": delta_of(files, base_sha256="0" * 64),
         "the image itself": delta_of(files, sha256=sha(IMAGE)),
         "no safe address": delta_of(files, url="http://office.example/x"),
-        "a URL that is over": delta_of(files, url=url(files, b"gone")),
+        "a URL that is over": delta_of(files, url=url(files, b"over")),
+        "a file that is gone": delta_of(files, url=url(files, b"gone")),
     }
-    files.bad[sha(b"gone")] = 403
+    files.bad[sha(b"over")], files.bad[sha(b"gone")] = 403, 404
     for name, delta in cases.items():
         folder = tmp_path / name.replace(" ", "-")
         folder.mkdir()
@@ -299,6 +300,18 @@ async def test_whatever_is_wrong_with_a_delta_the_whole_image_comes(files: Files
         assert files.asked[-1][0] == sha(IMAGE), name
         left = {path.name for path in (folder / "images").iterdir()}
         assert left == {f"{sha(BASE)}.bin", f"{sha(IMAGE)}.bin"}, name
+
+
+async def test_a_delta_that_can_not_be_had_for_long_is_let_be(files: Files, tmp_path: Path) -> None:
+    """A hiccup of the office (503) must not cost a whole image, nor a lasting fault the update."""
+    hold_base(tmp_path)
+    files.bad[sha(PATCH)] = 503
+    async with downloader(tmp_path) as made:
+        for _ in range(2):
+            with pytest.raises(NotGiven):
+                await fetch(made, url(files), delta=delta_of(files))
+        await fetch(made, url(files), delta=delta_of(files))
+    assert [name for name, _, _ in files.asked] == [sha(PATCH)] * 3 + [sha(IMAGE)]
 
 
 async def test_a_spoiled_base_is_no_base(files: Files, tmp_path: Path) -> None:

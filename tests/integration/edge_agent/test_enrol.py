@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from edge_agent.addresses import UnsafeAddress
 from edge_agent.config import AgentConfig, load_config
@@ -22,8 +25,10 @@ from edge_agent.enrol import (
     read_credentials,
     who_we_are,
 )
+from edge_agent.manifest_key import load_or_make_key
+from shared.certificates import key_sha256
 from shared.errors import ConfigError
-from shared.trust.keys import new_key
+from shared.trust.keys import load_role_key, new_key
 
 
 class Office:
@@ -31,7 +36,7 @@ class Office:
 
     def __init__(self) -> None:
         self.tokens = {"good-token": "truck-1", "next-token": "truck-1", "others-token": "truck-2"}
-        self.enrolled: dict[str, tuple[str, str]] = {}
+        self.enrolled: dict[str, tuple[str, ...]] = {}
         self.asked: list[dict[str, Any]] = []
         self.lose_answers = 0
         self.raw: bytes | None = None
@@ -73,7 +78,9 @@ class Office:
 
     def _answer(self, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         token = asked["enrolment_token"]
-        secrets = (asked["http_token"], asked["mqtt_password"])
+        key = x509.load_pem_x509_csr(asked["csr"].encode()).public_key()
+        assert isinstance(key, EllipticCurvePublicKey)
+        secrets = (asked["http_token"], asked["mqtt_password"], key_sha256(key))
         if token not in self.tokens or self.enrolled.setdefault(token, secrets) != secrets:
             return 403, {"code": "bad_enrolment_token", "detail": "the token is wrong, used or expired"}
         return 200, {"device_id": self.tokens[token], "mqtt_host": "127.0.0.1", "mqtt_port": 1883}
@@ -121,11 +128,14 @@ async def test_a_truck_makes_its_own_secrets_and_keeps_them_to_itself(office: Of
     config = config_for(tmp_path, office.port)
     enrolled = await enrol(config, " good-token\n")
     [asked] = office.asked
+    csr, manifest_key = asked.pop("csr"), asked.pop("manifest_key")
     assert asked == {
         "enrolment_token": "good-token",
         "http_token": enrolled.http_token,
         "mqtt_password": enrolled.mqtt_password,
     }
+    assert "PRIVATE" not in csr + manifest_key, "the keys stay on the truck"
+    assert load_role_key(manifest_key.encode()) == load_or_make_key(config.data_dir).public_key
     assert len({enrolled.http_token, enrolled.mqtt_password}) == 2
     assert min(len(enrolled.http_token), len(enrolled.mqtt_password)) >= 43
     assert who_we_are(config) == enrolled
@@ -149,7 +159,9 @@ async def test_a_lost_answer_is_asked_for_again_with_the_same_secrets(office: Of
             who_we_are(config)
     enrolled = await enrol(config, "good-token")
     assert enrolled.device_id == "truck-1"
-    assert office.asked[0] == office.asked[1] == office.asked[2]
+    for other in office.asked[1:]:
+        # A signature of ECDSA is another each time; that the key is the same the office has checked.
+        assert {**other, "csr": ""} == {**office.asked[0], "csr": ""}
     assert await enrol(config, "good-token") == enrolled, "and once more does no harm"
 
 
@@ -162,7 +174,9 @@ async def test_the_secrets_are_on_the_disk_before_the_office_hears_of_them(
         await enrol(config, "good-token")
     pending = read_credentials(config.data_dir).pending
     assert pending is not None
-    assert office.enrolled["good-token"] == (pending.http_token, pending.mqtt_password)
+    key = serialization.load_pem_private_key(pending.client_key.encode(), None).public_key()
+    assert isinstance(key, EllipticCurvePublicKey)
+    assert office.enrolled["good-token"] == (pending.http_token, pending.mqtt_password, key_sha256(key))
 
 
 async def test_another_token_brings_other_secrets_and_the_old_ones_stay_until_then(
@@ -187,7 +201,7 @@ async def test_what_is_no_token_is_refused_unasked(office: Office, tmp_path: Pat
 
 
 async def test_a_used_token_says_what_the_office_says(office: Office, tmp_path: Path) -> None:
-    office.enrolled["good-token"] = ("somebody", "else")
+    office.enrolled["good-token"] = ("somebody", "else", "")
     with pytest.raises(EnrolmentFailed, match="wrong, used or expired") as refused:
         await enrol(config_for(tmp_path, office.port), "good-token")
     assert refused.value.code == "bad_enrolment_token"
@@ -227,7 +241,7 @@ def answer(status: int, body: bytes) -> bytes:
         (answer(200, b'{"device_id":"a/b","mqtt_host":"h","mqtt_port":1}'), OfficeUnreachable, "device_id"),
         (answer(200, b'{"device_id":"a\\n","mqtt_host":"h","mqtt_port":1}'), OfficeUnreachable, "device_id"),
         (answer(200, b'{"device_id":"a","mqtt_host":"h","mqtt_port":0}'), OfficeUnreachable, "mqtt_port"),
-        (answer(200, b"\xff" * 20_000), OfficeUnreachable, "without an end"),
+        (answer(200, b"\xff" * 70_000), OfficeUnreachable, "without an end"),
         (b"\x16\x03\x01\r\n\r\n", OfficeUnreachable, "does not answer"),
         (b"", OfficeUnreachable, "does not answer"),
     ],

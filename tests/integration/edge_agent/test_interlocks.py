@@ -256,6 +256,7 @@ async def test_a_job_waits_for_the_parking_brake_and_goes_on(yard: Any) -> None:
             step="waiting", reason="the vehicle is not ready: the parking brake is not set"
         )
         assert (waiting.status, waiting.error) == (TruckStatus.DOWNLOADING, None)
+        assert [one.to_obj() for one in waiting.causes] == [{"code": "brake_not_set"}]
         # The download did not wait.
         assert len(yard.downloads.asked) == 1
         assert "stage" not in yard.ecu.calls
@@ -342,6 +343,45 @@ async def test_a_look_that_fails_does_not_cut_a_flash_short(truck: Any) -> None:
     assert truck.ecu.calls.count("stage") == 1
 
 
+async def test_an_interlock_that_is_lost_while_one_slot_is_written_is_told_once(truck: Any) -> None:
+    class Looked:
+        looks = 0
+
+        async def state(self) -> VehicleState:
+            self.looks += 1
+            known: VehicleState = truck.vehicle.known
+            return known
+
+    vehicle = Looked()
+    truck.updater = truck.make_updater(vehicle=vehicle, limits=Limits(watch_s=0.01))
+    truck.ecu.may_stage.clear()
+    await truck.store.take_command(truck.command())
+    async with truck.run():
+        await truck.told(step="erasing")
+        truck.drive()
+        while not (against := await truck.told(step="erasing")).causes:
+            pass
+        assert (against.status, against.progress) == (TruckStatus.FLASHING, 0)
+        assert [one.code for one in against.causes] == ["not_parked", "written_on"]
+        assert against.reason == (
+            "the vehicle is not ready: it is not parked, "
+            "what was begun is written to its end, and its start waits"
+        )
+        before = vehicle.looks
+        async with asyncio.timeout(PATIENCE_S):
+            while vehicle.looks < before + 20:
+                await asyncio.sleep(0.01)
+        await truck.store.flush()
+        assert await truck.store.next_statuses() == [], "told with every look"
+        truck.park()
+        while (again := await truck.told(step="erasing")).causes:
+            pass
+        assert again.reason is None
+        truck.ecu.may_stage.set()
+        await truck.told(status=TruckStatus.DONE)
+    assert truck.ecu.calls.count("stage") == 1
+
+
 async def test_hold_and_consent_are_waited_for_and_each_is_told(yard: Any) -> None:
     yard.rig(policy=replace(POLICY, rules=msgspec.structs.replace(POLICY.rules, need_consent=True)))
     set_hold(yard.gates.data_dir, Hold(by="anna", why="blasting"))
@@ -362,6 +402,7 @@ async def test_the_commands_window_holds_with_a_safe_vehicle_too(yard: Any) -> N
     await until(yard.reader, lambda found: not found)
     await yard.store.take_command(yard.command(window=window))
     async with yard.run():
-        await told_why(yard, "opens at", TruckStatus.DOWNLOADING)
+        waiting = await told_why(yard, "opens at", TruckStatus.DOWNLOADING)
+        assert [one.code for one in waiting.causes] == ["window_opens"]
         yard.wall = yard.later(hours=1)
         await yard.told(status=TruckStatus.DONE)

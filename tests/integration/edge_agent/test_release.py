@@ -323,6 +323,44 @@ async def test_an_image_that_does_not_come_up_sends_all_back_by_slot_and_by_flas
     assert truck.counters.highest("display") == 0
 
 
+async def test_an_interlock_that_is_lost_on_the_way_back_delays_the_reset_not_the_writing(
+    wagon: Wagon,
+) -> None:
+    truck = wagon.truck
+    ecu, verify = truck.ecu, truck.ecu.verify
+
+    async def does_not_run(image: FirmwareImage) -> Identity:
+        if image.spec.version == "2.0.0":
+            # The next one that is written is the old one; it takes until the test lets it end.
+            ecu.may_stage.clear()
+            ecu.staging.clear()
+            raise NotProved("it does not run", retryable=False)
+        identity: Identity = await verify(image)
+        return identity
+
+    ecu.verify = does_not_run
+    await truck.store.take_command(wagon.command())
+    async with truck.run():
+        await truck.told(step="going_back")
+        await ecu.staging.wait()
+        starts = ecu.calls.count("activate")
+        truck.drive()
+        ecu.may_stage.set()
+        waiting = await truck.told(step="waiting")
+        assert (waiting.status, [one.code for one in waiting.causes]) == (
+            TruckStatus.FLASHING,
+            ["not_parked"],
+        )
+        assert ecu.calls.count("activate") == starts
+        assert ecu.in_bootloader, "written, and not started"
+        truck.park()
+        error = await truck.told(status=TruckStatus.ERROR)
+    assert error.error.code == "not_proved"
+    assert wagon.runs == BEFORE
+    # What was written is not written again.
+    assert ecu.calls.count("stage") == 2
+
+
 async def test_going_back_is_tried_for_ever(wagon: Wagon) -> None:
     truck = wagon.truck
     truck.ecu.faults = {"stage": [NoAnswer("cut") for _ in range(40)]}

@@ -301,6 +301,7 @@ async def test_an_ecu_that_refuses_for_the_moment_is_waited_for(truck: Any) -> N
     async with truck.run():
         waiting = await truck.told(step="waiting")
         assert waiting.reason == "engine runs"
+        assert [one.to_obj() for one in waiting.causes] == [{"code": "ecu_refuses", "detail": "engine runs"}]
         await truck.told(status=TruckStatus.DONE)
     assert [one.step for one in truck.seen].count("waiting") == 1
     assert len(truck.seen) < 15

@@ -27,7 +27,7 @@ from shared.release import FirmwareSpec
 from shared.trust.document import make_document
 from shared.trust.keys import load_signer
 from sim.mcu.images import build_image
-from sim.truck import HARDWARE, KIND
+from sim.truck_config import HARDWARE, KIND
 
 SLOT = 0x0801_0000
 READY_WITHIN_S = 60.0
@@ -227,7 +227,8 @@ def test_a_vehicle_sends_what_it_does(run: Run, tmp_path: Path) -> None:
     bus.ready()
     with can.Bus(str(socket), interface="quarry-hub", ignore_config=True) as heard:
         where = ("--interface", "quarry-hub", "--channel", socket)
-        vehicle = run("vehicle", *where, "--state", "brake_released")
+        control = tmp_path / "vehicle.txt"
+        vehicle = run("vehicle", *where, "--state", "brake_released", "--control", control)
         assert "vehicle, brake_released" in vehicle.ready()
         seen: dict[int, bytes] = {}
         until = time.monotonic() + READY_WITHIN_S
@@ -235,13 +236,21 @@ def test_a_vehicle_sends_what_it_does(run: Run, tmp_path: Path) -> None:
             message = heard.recv(1.0)
             if message is not None:
                 seen[message.arbitration_id] = bytes(message.data)
+        control.write_text("parked speed_km_h=5")
+        while time.monotonic() < until:
+            message = heard.recv(1.0)
+            if message is not None and bytes(message.data) == bytes.fromhex("f7 00 05 ff ff ff ff ff"):
+                break
+        else:
+            pytest.fail("what was written to its file was not sent")
     assert seen == {
         0x18FEF10B: bytes.fromhex("f3 00 00 ff ff ff ff ff"),
         0x0CF00400: bytes.fromhex("ff ff ff 00 00 ff ff ff"),
         0x18F00503: bytes.fromhex("ff ff ff fb ff ff ff ff"),
         0x18FEF727: bytes.fromhex("ff ff ff ff 00 02 fc 01"),
     }
-    assert vehicle.end() == (0, "")
+    code, said = vehicle.end()
+    assert (code, "vehicle.shown" in said) == (0, True)
     other = run("vehicle", *where)
     other.ready()
     bus.end()
@@ -255,6 +264,39 @@ def test_an_image_is_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert call("image", "--version", "2.0.0", "--out", out, "--bytes", 4096) == 0
     assert out.read_bytes() == build_image("2.0.0", 4096, SLOT)
     assert "version 2.0.0, 4096 bytes, SHA-256" in capsys.readouterr().out
+
+
+TRUCKS: dict[str, tuple[list[object], str]] = {
+    "an ECU of too few words": (["--ecu", "brake:brake-controller"], "is not NAME:KIND:HARDWARE:FLASHER"),
+    "an ECU that nobody flashes": (["--ecu", "a:b:c:paper"], "flasher 'paper' is not one of"),
+    "an ECU with a bad name": (["--ecu", "a/b:b:c:stm32-uds"], "--ecu NAME"),
+    "an ECU twice": (["--ecu", "stm32-uds", "--ecu", "stm32-uds"], "two ECUs have one name"),
+    "an ECU said in two ways": (["--ecu", "stm32-uds", "--kind", "x"], "--kind is for a truck without --ecu"),
+    "an image for nobody": (
+        ["--ecu", "stm32-uds", "--ecu", "esp32-uds", "--image", "x.bin"],
+        "--image 'x.bin' does not say for which ECU: begin with one of brake, body=",
+    ),
+    "an image twice": (["--image", "x.bin", "--image", "brake=y.bin"], "--image is given twice for brake"),
+    "a fault for nobody": (
+        ["--ecu", "stm32-uds", "--ecu", "esp32-uds", "--fault", "busy=1"],
+        "--fault 'busy=1' does not say for which ECU",
+    ),
+    "a fault that is none": (["--fault", "brake:fire=1"], "fault 'fire' is not one of"),
+    "a vehicle in no state": (["--vehicle", "flying"], "there is no state 'flying'"),
+    "half of the trust chain": (
+        ["--director-root", "x.json"],
+        "--director-root and --image-root go together",
+    ),
+    "time of nobody": (["--time-url", "http://x/repo/time"], "--time-url is of the trust chain"),
+    "an image without its document": (["--image", "x.bin"], "an image and its document go together"),
+}
+
+
+def truck_words(files: dict[str, Path], *more: object) -> list[object]:
+    return [
+        *("truck", "--office", "http://127.0.0.1:9", "--data", files["can.sock"].parent / "truck"),
+        *("--firmware-key", files["key.pub"], *more),
+    ]
 
 
 def call(*words: object) -> int:
@@ -324,7 +366,13 @@ def test_wrong_use_is_one_sentence(
             1,
             "can't be opened",
         ),
+        "a vehicle that is set to nothing": (
+            ["vehicle", "--interface", "virtual", "--channel", "x", "--state", "parked parking_brake=on"],
+            1,
+            "parking_brake is released, set, error, not_available, not 'on'",
+        ),
         "truck without office": (["truck", "--data", tmp_path], 2, "Missing option"),
+        **{name: (truck_words(files, *words), 1, sentence) for name, (words, sentence) in TRUCKS.items()},
     }
     for name, (words, code, sentence) in cases.items():
         assert call(*words) == code, name

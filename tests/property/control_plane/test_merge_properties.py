@@ -18,7 +18,7 @@ from control_plane.jobs.merge import Progress, Wanted, merge
 from control_plane.jobs.service import JobService, Report, Verdict
 from control_plane.outbox.service import OutboxService
 from shared.ids import new_id
-from shared.messages import Error, Status, TargetResult
+from shared.messages import Error, Status, TargetResult, ToldCause
 from shared.states import JOB_TERMINAL, JobState, TruckStatus
 
 SHA = "a" * 64
@@ -52,6 +52,7 @@ def words(draw: st.DrawFn) -> list[Word]:
                     step=draw(st.sampled_from(["url_expired", "writing", "too_late"])),
                     progress=draw(st.none() | st.integers(0, 100)),
                     reason=draw(st.none() | st.just(f"reason {seq}")),
+                    causes=draw(st.none() | st.just((ToldCause(code=f"cause_{seq}"),))),
                     error=Error(code="e", text=str(seq)) if kind is TruckStatus.ERROR else None,
                     targets=read_back,
                     at=datetime(2026, 11, 25, tzinfo=UTC),

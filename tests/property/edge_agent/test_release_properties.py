@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from edge_agent import release as release_values
 from edge_agent.journal import BEGUN, Entry
 from edge_agent.release import Former, Release
-from edge_agent.release_machine import FORWARD_RESTARTS, FORWARD_TRIES
-from edge_agent.release_plan import BadPlan, Part, PlannedTarget, ReleasePlan, plan_of
+from edge_agent.release_machine import FORWARD_RESTARTS
+from edge_agent.release_plan import USUAL_ATTEMPTS, BadPlan, Part, PlannedTarget, ReleasePlan, plan_of
 from edge_agent.update_events import (
     Act,
     Activated,
@@ -462,7 +462,7 @@ def test_failures_are_bounded_forward_and_then_it_goes_back() -> None:
         trouble = "middle" if world.act is Act.FLASH and world.ecu.name == "one" else ""
         tries += trouble != ""
         disturb(world, trouble)
-    assert tries == FORWARD_TRIES
+    assert tries == USUAL_ATTEMPTS
     for _ in range(100):
         disturb(world, "middle" if world.ecu.slots == 1 else "")
         assert world.entry.state is UpdateState.RESTORING

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
+from collections.abc import Iterable
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
-from cli.agent_package.closure import NotLocked, closure, pinned
+from cli.agent_package.closure import NotLocked, pinned
 from cli.agent_package.deb import Entry, make_deb, tar
-from cli.agent_package.tree import MACHINES, PYTHONS, Machine
-from cli.check import CHECKOUT
+from cli.agent_package.tree import LOCK_310, MACHINES, PYTHONS, Machine, locked
 
-LOCK = CHECKOUT / "requirements.lock"
 OFFICE_AND_DEVELOPMENT = {
     "fastapi",
     "asyncpg",
@@ -30,14 +32,32 @@ OFFICE_AND_DEVELOPMENT = {
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("arch", MACHINES)
 def test_the_truck_gets_what_it_needs_and_no_more(arch: str, python: str) -> None:
-    names = closure("quarry-ota[edge]", Machine(arch=arch, python=python).markers)
+    text = locked(Machine(arch=arch, python=python))
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    names = set(versions(lines))
     assert {"aiomqtt", "paho-mqtt", "httpx", "python-can", "udsoncan", "cryptography", "tuf"} <= names
     assert not names & OFFICE_AND_DEVELOPMENT
     assert "quarry-ota" not in names
-    lines = pinned(LOCK, names).splitlines()
     assert sum("==" in line for line in lines) == len(names)
     assert sum("--hash=sha256:" in line for line in lines) >= len(names)
     assert ";" not in "".join(lines)
+
+
+def versions(lines: Iterable[str]) -> dict[str, str]:
+    pins = (re.match(r"([a-z0-9.-]+)==([^ ]+)", line) for line in lines)
+    return {pin[1]: pin[2] for pin in pins if pin}
+
+
+@pytest.mark.parametrize("arch", MACHINES)
+def test_the_lock_of_3_10_is_the_others_but_for_what_3_10_asks(arch: str) -> None:
+    older = versions(LOCK_310.read_text().splitlines())
+    newer = versions(locked(Machine(arch=arch, python="3.11")).splitlines())
+    assert older.keys() - newer.keys() == {"exceptiongroup", "taskgroup", "tomli"}
+    assert newer.keys() - older.keys() == set()
+    others = {name for name, version in newer.items() if older[name] != version}
+    # The version that is locked for the others says that it needs 3.11.
+    for name in others:
+        assert not SpecifierSet(metadata(name)["Requires-Python"]).contains("3.10.14"), name
 
 
 def test_what_is_not_locked_is_named(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_wrong_use_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[s
             ["device", "list", "--office", "http://127.0.0.1:1", "--token-file", "/nowhere"],
             "the admin token can't be read",
         ),
-        (["release", "show", "--document", "/nowhere"], "/nowhere can't be read"),
+        (["release", "document", "show", "--document", "/nowhere"], "/nowhere can't be read"),
     ],
 )
 def test_a_failure_is_one_sentence_with_advice_and_exit_1(

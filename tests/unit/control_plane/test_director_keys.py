@@ -10,7 +10,7 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 
 from control_plane.config import OfficeConfig
-from control_plane.director.keys import KeyFile, open_director
+from control_plane.director.keys import KeyFile, open_director, open_time_signers
 from control_plane.director.room import read_trust
 from shared.errors import ConfigError
 from sim.uptane_world import UptaneWorld
@@ -135,3 +135,20 @@ def test_the_configuration_is_whole_or_there_is_no_director(tmp_path: Path, worl
                     data=tmp_path, director=True, **(given | {"director_image_root": str(tmp_path / name)})
                 )
             )
+
+
+def test_the_time_role_s_key_is_one_that_the_root_names(tmp_path: Path, world: UptaneWorld) -> None:
+    root = open_director(_keys(tmp_path / "k", _online(world)), _roots(tmp_path / "r", world)).root
+    right = _keys(tmp_path / "t", [world.keys["director/offline/1"], world.keys["director/time/1"]])
+    [signer] = open_time_signers(right, root)
+    assert signer.public_key == world.keys["director/time/1"].public_key
+    with pytest.raises(ConfigError, match="director_time_key: time needs 1"):
+        open_time_signers(_keys(tmp_path / "w", _online(world)), root)
+    root.unrecognized_fields.clear()
+    with pytest.raises(ConfigError, match=r"director_time_key: .*no role 'time'"):
+        open_time_signers(right, root)
+
+
+def test_a_time_key_without_a_director_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="director_time_key"):
+        OfficeConfig(data=tmp_path, director_time_key="time-key")

@@ -33,7 +33,7 @@ from edge_agent.self_update import (
     staged,
 )
 
-PYTHON = Path("/usr/bin/python3.11")
+PYTHON = Path(sys.executable).resolve()
 OLD = State(base="1.0", current="1.1")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.app import LINK_PULSE_S, STOP_WITHIN_S, UPDATER_PULSE_S, WATCHDOG_EVERY_S
-from edge_agent.cli import MUST_BE_MENDED
+from edge_agent.service import MUST_BE_MENDED
 
 UNIT = (resources.files("edge_agent") / "packaging" / "quarry-agent.service").read_text(encoding="utf-8")
 

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge_agent.causes import SENTENCES, WORDS, Cause, sentence
 from edge_agent.j1939 import GROUP_OF, PARK, Decoded, Spn, Validity
 from edge_agent.signals import MOST_SPANS, SPAN_S, Reading, Signals, Tracker, judge_signals
+from shared.causes import SENTENCES, WORDS, Cause, sentence
 from shared.trust.uptane.safety_policy import LOOSEST, SafetyPolicy
 
 POLICY = SafetyPolicy()
@@ -285,7 +285,7 @@ def test_a_sentence_stays_while_its_cause_stays() -> None:
     assert sentence(one) == sentence(other)
     assert "it moves" in sentence(one)
     assert "below 24 V" in sentence(one)
-    assert "машина движется" in sentence(one, russian=True)
+    assert "машина движется" in sentence(one, "ru")
 
 
 @pytest.mark.parametrize("code", SENTENCES)

@@ -105,6 +105,8 @@ async def test_a_repeat_is_answered_with_the_present_state(store: Store) -> None
     await store.take_command(make_command(revision=9, kind="cancel"))
     [told] = await statuses(store)
     assert (told.status, told.progress, told.attempt) == (TruckStatus.DONE, 100, 1)
+    # An attempt has one final status: the same message, that the office may have already.
+    assert (told.message_id, told.seq) == (done.message_id, done.seq)
     assert await store.live() == []
 
 
@@ -460,3 +462,32 @@ async def test_ended_jobs_are_forgotten_in_time(store: Store, monkeypatch: pytes
     assert names[0] == "live"
     assert names == ["live", "job-9", "job-8"]
     assert await store.revisions() == {"live": 1}
+
+
+async def test_each_status_of_a_job_of_the_trucks_own_says_what_it_is_to_install(store: Store) -> None:
+    """No office knows it: from the first word to the last, thin and repeated ones too."""
+    command = make_command("local-1")
+    await store.take_command(command)
+    await store.take_command(make_command("job-2", component="hoist"))
+    [entry] = [one for one in await store.jobs() if one.job_id == "local-1"]
+    await store.tell("local-1", 1, WRITING)
+    await store.flush_attempt("local-1", 1)
+    await store.record(Change(entry=replace(entry, state=UpdateState.DONE), report=FINISHED))
+    told = await statuses(store)
+    await store.acked([one.message_id for one in told], [])
+    await store.take_command(command)
+    told += await statuses(store)
+    wanted = [one.wanted for one in told if one.job_id == "local-1"]
+    assert len(wanted) == 4
+    for one in wanted:
+        assert one is not None
+        assert [(w.component, w.version, w.sha256) for w in one] == [("brakes", "2.0.0", "a" * 64)]
+    assert [one.wanted for one in told if one.job_id == "job-2"] == [None]
+
+
+async def test_a_refused_job_of_the_trucks_own_says_it_too(store: Store) -> None:
+    await store.take_command(make_command("local-1", requires=("wings",)))
+    [told] = await statuses(store)
+    assert told.status is TruckStatus.ERROR
+    assert told.wanted is not None
+    assert [one.component for one in told.wanted] == ["brakes"]

@@ -142,6 +142,7 @@ async def test_synced_before_it_has_its_name_and_the_name_after(
     monkeypatch.setattr(Path, "replace", renamed)
     await keeper.ran("SN-0", 4)
     assert done == [
+        f"sync {tmp_path.parent.name}",
         "sync .store.json.part",
         ".store.json.part becomes store.json",
         f"sync {tmp_path.name}",

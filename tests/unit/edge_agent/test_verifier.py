@@ -5,19 +5,23 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, Targets
 from tuf.api.serialization.json import JSONSerializer
 
+from edge_agent.authority import Documents
 from edge_agent.clock import Clock
 from edge_agent.counters import Counters
 from edge_agent.errors import ImageMissing, OlderRelease
+from edge_agent.journal import Entry
 from edge_agent.verifier import Verifier
-from shared.messages import CommandTarget
+from shared.messages import Command, CommandTarget
 from shared.release import FirmwareSpec, Incompatible
-from shared.trust.document import Expired, Unsigned, WrongImage, make_document
+from shared.states import UpdateState
+from shared.trust.document import Expired, TrustError, Unsigned, WrongImage, make_document
 from shared.trust.keys import key_ring, load_signer, new_key
 
 DATA = b"firmware" * 100
@@ -112,10 +116,10 @@ async def test_only_the_signed_bytes_are_loaded(tmp_path: Path, data: bytes) -> 
     with pytest.raises(WrongImage):
         await verifier().check_file(path, SPEC)
     with pytest.raises(WrongImage):
-        await verifier().load(path, target("{}"), SPEC)
+        await verifier().load(path, SPEC, b"{}")
     path.write_bytes(DATA)
     await verifier().check_file(path, SPEC)
-    image = await verifier().load(path, target("{}"), SPEC)
+    image = await verifier().load(path, SPEC, b"{}")
     assert (image.data, image.document, image.spec) == (DATA, b"{}", SPEC)
 
 
@@ -124,4 +128,34 @@ async def test_an_image_that_is_gone_is_said_to_be_missing(tmp_path: Path) -> No
         with pytest.raises(ImageMissing):
             await verifier().check_file(path, SPEC)
         with pytest.raises(ImageMissing):
-            await verifier().load(path, target("{}"), SPEC)
+            await verifier().load(path, SPEC, b"{}")
+
+
+async def test_a_release_is_not_taken_from_documents_where_there_are_no_roots() -> None:
+    """Its order, its groups and its safety stand in signed metadata that this truck can't verify."""
+    documents = Documents(verifier(), {"brakes": SimpleNamespace(kind="brake-controller", hardware="rev-b")})
+    for requires, refused in ((("install", "doc-ed25519"), False), (("install", "release", "uptane"), True)):
+        command = Command(
+            command_id="c",
+            job_id="j",
+            attempt=1,
+            revision=1,
+            kind="install",
+            requires=requires,
+            targets=(target(signed_by(SIGNERS[0])),),
+        )
+        entry = Entry(
+            job_id="j",
+            attempt=1,
+            revision=1,
+            state=UpdateState.VERIFYING,
+            command=command,
+            created_at=NOW,
+            updated_at=NOW,
+        )
+        if not refused:
+            assert (await documents.look(entry)).of("brakes").spec == SPEC
+            continue
+        with pytest.raises(TrustError) as no:
+            await documents.look(entry)
+        assert no.value.code == "no_roots"

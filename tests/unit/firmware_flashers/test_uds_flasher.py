@@ -245,13 +245,16 @@ async def test_a_bus_that_dies_while_idle_is_told_by_the_next_step(
 
 async def test_a_hung_driver_is_named_and_holds_nobody(monkeypatch: Any) -> None:
     monkeypatch.setattr("firmware_flashers.worker.STOP_S", 0.05)
-    release = threading.Event()
-    ended = threading.Event()
+    begun, release, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def hang() -> None:
+        begun.set()
+        release.wait(30)
+
     worker = Worker("flasher-hung", idle_s=1.0, when_idle=lambda: None, at_end=ended.set)
     worker.start()
-    stuck = asyncio.create_task(worker.call(lambda: release.wait(30)))
-    await asyncio.sleep(0)
-    await until(worker._acts.empty)
+    stuck = asyncio.create_task(worker.call(hang))
+    await until(begun.is_set)
     stuck.cancel()
     with pytest.raises(asyncio.CancelledError):
         await stuck

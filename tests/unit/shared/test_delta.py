@@ -11,6 +11,7 @@ import pytest
 
 from shared.delta import (
     FILTERS,
+    FORMAT,
     FREE_PIECES,
     HEADER,
     MAGIC,
@@ -20,6 +21,7 @@ from shared.delta import (
     make_delta,
     most_pieces,
 )
+from shared.messages import Delta, Feature
 
 RANDOM = random.Random(5)
 BASE = RANDOM.randbytes(50_000)
@@ -117,3 +119,8 @@ def test_what_no_truck_would_take_is_not_made() -> None:
     with pytest.raises(ValueError, match="bytes"):
         make_delta(b"", bytes(MOST_IMAGE_BYTES + 1))
     assert most_pieces(0) == FREE_PIECES
+
+
+def test_the_form_has_one_name_in_hello_command_and_file() -> None:
+    fields = {"base_sha256": "0" * 64, "url": "u", "length": 1, "sha256": "1" * 64}
+    assert {Feature.DELTA.value, Delta.from_obj(fields).format} == {FORMAT}

@@ -27,7 +27,9 @@ from control_plane.director.bundle import MOST_BUNDLE_BYTES
 from control_plane.director.keys import KeyFile, open_director
 from control_plane.director.room import DirectorRoom, Trust, make_room
 from control_plane.firmware.service import FirmwareService
+from control_plane.jobs import api as jobs_api
 from control_plane.jobs.service import JobService
+from control_plane.loops import Wake
 from control_plane.metrics import Metrics
 from control_plane.outbox.service import OutboxService
 from control_plane.storage.folder import FolderFiles
@@ -259,9 +261,14 @@ async def yard(
     clock, metrics = [world.now], Metrics()
     jobs = JobService(database, devices, firmwares, OutboxService())
     room = make_room(
-        Trust(director=director, provisioned=provisioned),
+        Trust(
+            director=director,
+            provisioned=provisioned,
+            time_signers=(world.keys["director/time/1"],),
+        ),
         db=database,
         files=files,
+        deltas=firmwares.deltas,
         devices=devices,
         jobs=jobs,
         metrics=metrics,
@@ -273,6 +280,9 @@ async def yard(
     app.add_middleware(BodyLimit, most={"/api/v1/image-repository": MOST_BUNDLE_BYTES})
     app.state.authenticate = access.authenticate
     room.add_to(app)
+    app.include_router(
+        jobs_api.make_router(jobs, database, outbox=Wake(), metrics=metrics, releases=room.release_jobs)
+    )
     async with AsyncExitStack() as stack:
         yard = Yard(
             world=world,

@@ -21,6 +21,7 @@ from control_plane.director.model import MOST_GAP
 from control_plane.dispatcher.service import CommandService
 from control_plane.event_processor.worker import EventProcessor
 from control_plane.http_app import serving
+from control_plane.local_installs.service import LocalInstallService
 from control_plane.loops import Wake
 from shared.backoff import Backoff
 from shared.ids import new_id
@@ -144,6 +145,7 @@ async def test_hello_tells_the_director_which_metadata_a_truck_trusts(yard: Any)
         db=yard.db,
         devices=yard.devices,
         jobs=yard.jobs,
+        local_installs=LocalInstallService(yard.db),
         commands=CommandService(yard.jobs, yard.devices, yard.firmwares, resend=Backoff(first_s=5, most_s=9)),
         dead_letters=DeadLetterService(yard.db),
         mqtt=_NoAir(),
@@ -179,6 +181,16 @@ async def test_a_report_of_a_smaller_version_lowers_nothing_and_a_mad_one_is_an_
     outcome = await yard.verify(yard.world.store())
     assert outcome.store.director.timestamp == 1
     assert await yard.alarms() == [("metadata_version_ahead", "", 1)]
+
+
+async def test_operators_see_which_metadata_a_truck_trusts(yard: Any) -> None:
+    await _ready(yard)
+    for versions in ({"director/timestamp": 1, "image/timestamp": 7}, {"director/timestamp": 1}):
+        async with yard.db.transaction() as connection:
+            # What no truck of ours would say is not kept.
+            await yard.room.director.heard(connection, TRUCK, {**versions, "x/y": 3})
+        ecus = (await yard.operator.get(f"/api/v1/devices/{TRUCK}/ecus")).json()
+        assert ecus["metadata_versions"] == versions
 
 
 async def test_a_truck_gets_its_own_directions_only(yard: Any) -> None:

@@ -11,6 +11,7 @@ TRUCK = "truck-7"
 OPERATORS = [
     ("POST", "/api/v1/image-repository"),
     ("GET", "/api/v1/image-repository"),
+    ("POST", "/api/v1/image-repository/lacking"),
     ("PUT", f"/api/v1/devices/{TRUCK}/ecus"),
     ("GET", f"/api/v1/devices/{TRUCK}/ecus"),
     ("GET", f"/api/v1/devices/{TRUCK}/ecus/SN-0/history"),
@@ -54,7 +55,7 @@ async def test_an_operator_is_no_truck_and_one_truck_not_another(yard: Any, meth
 async def test_the_description_shows_examples_and_errors(yard: Any) -> None:
     description = (await yard.operator.get("/openapi.json")).json()
     for name, model in description["components"]["schemas"].items():
-        if name in {"HTTPValidationError", "ValidationError"}:
+        if name in {"HTTPValidationError", "ValidationError"} or "enum" in model:
             continue
         fields = model["properties"].values()
         assert [one for one in fields if "examples" in one or "$ref" in one or "items" in one], name

@@ -17,6 +17,7 @@ import aiomqtt
 import httpx
 import pytest
 
+from control_plane.access.certificates_api import BrokerForTrucks
 from control_plane.access.service import AccessService
 from control_plane.app import Office
 from control_plane.bus.base import BusMessage
@@ -33,6 +34,7 @@ from control_plane.firmware.service import Firmware, FirmwareService
 from control_plane.http_app import Rooms, make_app
 from control_plane.jobs.model import Job
 from control_plane.jobs.service import JobService
+from control_plane.local_installs.service import LocalInstallService
 from control_plane.loops import Wake
 from control_plane.metrics import Metrics
 from control_plane.outbox.service import SOURCE as OUTBOX_SOURCE
@@ -255,6 +257,7 @@ def desk(
             db=database,
             devices=devices,
             jobs=jobs,
+            local_installs=LocalInstallService(database),
             commands=commands,
             dead_letters=letters,
             mqtt=air,
@@ -281,13 +284,13 @@ async def office_api(
         devices=desk.devices,
         firmware=desk.firmwares,
         jobs=desk.jobs,
+        local_installs=desk.processor.local_installs,
         letters=desk.letters,
         files=files,
         signer=signer,
         metrics=desk.metrics,
         outbox=desk.outbox,
-        mqtt_host="broker.test",
-        mqtt_port=1883,
+        broker=BrokerForTrucks(host="broker.test", port=1883),
     )
     transport = httpx.ASGITransport(app=make_app(rooms, lambda: {"outbox": True}))
     async with httpx.AsyncClient(

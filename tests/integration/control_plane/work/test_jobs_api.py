@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
+from shared.messages import ToldCause
+
 ORDER = {"device_id": "truck-001", "component": "brakes", "version": "1.1.0"}
 
 
@@ -279,6 +281,57 @@ async def test_the_story_is_bounded_and_says_how_long_it_is(
     assert [line["seq"] for line in story["history"]] == [16, 17, 18, 19, 20]
     assert story["history_total"] == 21
     assert story["progress"] == 20
+
+
+WAIT = (
+    ToldCause(code="brake_not_set"),
+    ToldCause(code="battery_low", detail="24"),
+    ToldCause(code="wheel_chocks_missing", detail="left"),
+)
+IN_WORDS = {
+    "en": "the truck's own sentence",
+    "ru": "машина не готова: стояночный тормоз не включён, напряжение батареи ниже 24 В, "
+    "wheel_chocks_missing (left)",
+}
+
+
+@pytest.mark.parametrize(
+    ("query", "header", "language"),
+    [
+        ("", "", "en"),
+        ("?lang=ru", "", "ru"),
+        ("", "ru-RU,ru;q=0.9,en;q=0.5", "ru"),
+        ("?lang=en", "ru", "en"),
+        ("", "de", "en"),
+    ],
+)
+async def test_why_a_truck_waits_is_read_in_the_readers_language(
+    office_api: httpx.AsyncClient, desk: Any, ready: None, query: str, header: str, language: str
+) -> None:
+    job = await desk.order()
+    waits = desk.status(job, 1, "downloading", "waiting", reason=IN_WORDS["en"], causes=WAIT)
+    await desk.report(waits)
+    headers = {"Accept-Language": header} if header else {}
+    answer = await office_api.get(f"/api/v1/jobs/{job.job_id}{query}", headers=headers)
+    assert (answer.headers["content-language"], answer.headers["vary"]) == (language, "Accept-Language")
+    story = answer.json()
+    assert story["reason"] == IN_WORDS["en"]
+    assert story["why"] == IN_WORDS[language]
+    assert [(one["code"], one["detail"]) for one in story["causes"]] == [
+        (one.code, one.detail) for one in WAIT
+    ]
+    texts = [one["text"] for one in story["causes"]]
+    assert texts[0] == {"en": "the parking brake is not set", "ru": "стояночный тормоз не включён"}[language]
+    line = story["history"][-1]
+    assert (line["why"], line["causes"]) == (story["why"], story["causes"])
+    listed = (await office_api.get(f"/api/v1/jobs{query}", headers=headers)).json()["items"][0]
+    assert (listed["why"], listed["causes"]) == (story["why"], story["causes"])
+    # What it said next says nothing of causes, and the office's own word neither.
+    await desk.report(desk.status(job, 2, "flashing", reason="brakes (1 of 2)"))
+    later = (await office_api.get(f"/api/v1/jobs/{job.job_id}{query}", headers=headers)).json()
+    assert (later["why"], later["causes"]) == ("brakes (1 of 2)", [])
+    refused = await office_api.get(f"/api/v1/jobs/{job.job_id}?lang=de")
+    is_problem(refused, 422, "invalid")
 
 
 async def test_a_truck_may_not_order(office_api: httpx.AsyncClient) -> None:

@@ -71,7 +71,8 @@ async def test_a_job_goes_all_the_way_and_every_status_is_acked(live: Any) -> No
         assert [line["message_id"] for line in story["history"] if line["message_id"]] == [
             one.message_id for one in words
         ]
-        assert len(truck.commands) == 1
+        # On a slow machine it may be sent again before the first status is heard: the same one.
+        assert len({one.command_id for one in truck.commands}) == 1
         await truck.lose_link()
         async with asyncio.timeout(30):
             while (await live.api.get("/api/v1/devices/truck-001")).json()["online"]:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Callable
-from datetime import datetime, timedelta
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -16,20 +19,45 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from securesystemslib.signer import Signer
 
+from edge_agent.clock import boot_s
+from edge_agent.counters import Counters
+from edge_agent.directed import DirectedAuthority, bundles_folder
+from edge_agent.downloader import Downloader
+from edge_agent.kept import KeptImages
 from edge_agent.known_images import KnownImages
 from edge_agent.manifest_key import load_or_make_key
 from edge_agent.manifest_state import ManifestState
 from edge_agent.metadata import Metadata
 from edge_agent.metadata_source import FetchLimits, OfficeSource
+from edge_agent.safety import Policy, VehicleState
 from edge_agent.selection import TruckEcu, TruckEcus
+from edge_agent.store import Store
+from edge_agent.transfer import Network, OurOffice
+from edge_agent.trust_chain import TrustChain
 from edge_agent.trust_config import Roots
 from edge_agent.trust_files import TrustFiles
 from edge_agent.trust_store import TrustKeeper
 from edge_agent.trusted_time import TimeAsker, TrustedTime
+from edge_agent.updater import ComponentAccess, Timing, Updater, no_kill
 from edge_agent.vehicle_manifest import ManifestOffice, VehicleManifests
+from edge_agent.verifier import Verifier
+from firmware_flashers.base import (
+    Capabilities,
+    FirmwareImage,
+    Flasher,
+    FlashError,
+    Identity,
+    OnProgress,
+    TrustClass,
+    no_progress,
+)
 from shared.backoff import Backoff
-from shared.messages import Installed
+from shared.messages import Command, CommandTarget, Installed, Status
+from shared.release import FirmwareSpec
+from shared.trust.document import make_document
+from shared.trust.keys import key_ring, load_signer, new_key
 from shared.trust.uptane.manifest_check import Alarm, KnownEcu, KnownVehicle, Verdict, verify_manifest
+from shared.trust.uptane.matching import served_name
 from shared.trust.uptane.store import TrustedStore
 from shared.trust.uptane.time_policy import TimePolicy
 from shared.trust.uptane.time_token import make_time_token
@@ -293,3 +321,243 @@ async def fleet(_made: UptaneWorld, tmp_path: Path) -> AsyncIterator[Fleet]:
     await made.start_truck()
     yield made
     await made.office.stop()
+
+
+class Mcu:
+    """An ECU that keeps the Flasher contract; `written` is every version that was ever staged in it."""
+
+    def __init__(self, spec: FirmwareSpec, *, slots: int) -> None:
+        self.spec = spec
+        self.kind, self.hardware = spec.kind, spec.hardware[0]
+        self.runs: tuple[str, str] | None = (spec.version, spec.sha256)
+        self.before: tuple[str, str] | None = None
+        self.armed: tuple[str, str] | None = None
+        self.faults: dict[str, list[Exception]] = {}
+        self.written: list[str] = []
+        self.documents: list[bytes] = []
+        self.on_stage: Callable[[], Awaitable[None]] | None = None
+        self.capabilities = Capabilities(
+            slots=slots,
+            self_reverting=slots == 2,
+            anti_rollback=False,
+            trust_class=TrustClass.VERIFIES,
+            isolated_bus=False,
+        )
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Flasher]:
+        yield self
+
+    def _step(self, name: str) -> None:
+        if self.faults.get(name):
+            raise self.faults[name].pop(0)
+
+    async def identify(self) -> Identity:
+        self._step("identify")
+        version, sha256 = self.runs or (None, None)
+        return Identity(
+            kind=self.kind,
+            hardware=self.hardware,
+            version=version,
+            sha256=sha256,
+            in_bootloader=self.runs is None,
+        )
+
+    async def stage(self, image: FirmwareImage, *, progress: OnProgress = no_progress) -> None:
+        assert hashlib.sha256(image.data).hexdigest() == image.spec.sha256, "an unverified image"
+        self.written.append(image.spec.version)
+        self.documents.append(image.document)
+        if self.capabilities.slots == 1:
+            self.runs = None
+        if self.on_stage is not None:
+            await self.on_stage()
+        self._step("stage")
+        self.armed = (image.spec.version, image.spec.sha256)
+
+    async def activate(self) -> None:
+        self._step("activate")
+        if self.armed is not None:
+            self.before, self.runs, self.armed = self.runs, self.armed, None
+
+    async def verify(self, image: FirmwareImage) -> Identity:
+        self._step("verify")
+        return await self.identify()
+
+    async def confirm(self) -> None:
+        self.before = None
+
+    async def revert(self) -> None:
+        if self.before is None:
+            raise FlashError("nothing on trial", code="nothing_to_revert", retryable=False, touched=False)
+        self.runs, self.before = self.before, None
+
+
+class Gateway:
+    """A truck's whole gateway but for its MQTT: the real updater, downloader, store and chain of a `fleet`.
+
+    Its ECUs run 1.0.0 (counter 1); of the one-slot one, c1, that image is kept by its document, from before
+    the trust chain was switched on.
+    """
+
+    def __init__(self, fleet: Fleet, store: Store, counters: Counters, downloader: Downloader) -> None:
+        self.fleet, self.store, self.counters, self.downloader = fleet, store, counters, downloader
+        self.folder = fleet.data / "images"
+        self.kept = KeptImages(self.folder)
+        private, public = new_key()
+        self.signer = load_signer(private)
+        self.mcus = {
+            one.component: Mcu(fleet.world.spec(ecu, "1.0.0", 1), slots=2 - n)
+            for n, (one, ecu) in enumerate(zip(fleet.ecus.ecus, fleet.world.vehicle.ecus, strict=True))
+        }
+        self.vehicle = VehicleState(parked=True, engine_off=True, voltage_v=26.0, age_s=0.0)
+        self.policy = Policy()
+        self.seen: list[Status] = []
+        self.keys = key_ring([public])
+        self.kill_point: Callable[[str], None] = no_kill
+        self.connect()
+
+    def connect(self) -> None:
+        """As a process begins, behind `fleet.start_truck()`."""
+        fleet = self.fleet
+        self.chain = TrustChain(
+            keeper=fleet.keeper,
+            time=fleet.time,
+            known=fleet.known,
+            ecus=fleet.ecus,
+            source=fleet.source,
+            metadata=fleet.metadata,
+            manifests=fleet.manifests,
+        )
+        # Its intervals are real ones, so that what rests is tried again.
+        clock = replace(fleet.time.clock(), boot_s=boot_s)
+        self.verifier = Verifier(keys=self.keys, clock=clock, counters=self.counters)
+        self.authority = DirectedAuthority(
+            self.chain,
+            verifier=self.verifier,
+            kept=self.kept,
+            bundles=bundles_folder(fleet.data),
+            installed=self._installed,
+        )
+        fleet.metadata._needed = self.authority.needed
+        self.updater = Updater(
+            self.store,
+            downloader=self.downloader,
+            verifier=self.verifier,
+            authority=self.authority,
+            components={
+                name: ComponentAccess(kind=one.kind, hardware=one.hardware, open=one.open)
+                for name, one in self.mcus.items()
+            },
+            vehicle=self,
+            policy=self.policy,
+            clock=clock,
+            backoff=Backoff(first_s=0.001, most_s=0.01),
+            timing=Timing(poll_s=0.01, refused_s=0.01, link_s=0.01, progress_s=0.01, rest_s=0.2),
+            kept=self.kept,
+            kill_point=self._kill,
+        )
+
+    async def _installed(self) -> list[Installed]:
+        return await self.updater.installed()
+
+    def _kill(self, name: str) -> None:
+        self.kill_point(name)
+
+    async def state(self) -> VehicleState:
+        return self.vehicle
+
+    async def keep_old(self) -> None:
+        """What c1 runs was installed by this gateway, by its document."""
+        old = self.mcus["c1"].spec
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / f"{old.sha256}.bin"
+        path.write_bytes(self.fleet.image(old.kind, old.version))
+        document = make_document(old, self.signer, datetime(2030, 1, 1, tzinfo=UTC)).decode()
+        await self.kept.keep(self.target("c1", old, document=document), str(path))
+
+    def target(self, component: str, spec: FirmwareSpec, **other: Any) -> CommandTarget:
+        """A command's word on one component; its address is the repository's."""
+        said: dict[str, Any] = {
+            "component": component,
+            "version": spec.version,
+            "sha256": spec.sha256,
+            "length": spec.length,
+            "document": "",
+            "url": f"{self.fleet.office.base}/repo/image/{served_name(spec.target_path, spec.sha256)}",
+        }
+        return CommandTarget(**(said | other))
+
+    def command(
+        self, version: str = "1.1.0", counter: int = 2, *, job_id: str = "job-1", **other: Any
+    ) -> Command:
+        """The office's trigger for a release of both ECUs."""
+        targets = tuple(
+            self.target(one.component, self.fleet.world.spec(ecu, version, counter))
+            for one, ecu in zip(self.fleet.ecus.ecus, self.fleet.world.vehicle.ecus, strict=True)
+        )
+        said: dict[str, Any] = {
+            "command_id": f"c-{job_id}",
+            "job_id": job_id,
+            "attempt": 1,
+            "revision": 1,
+            "kind": "install",
+            "targets": targets,
+        }
+        return Command(**(said | other))
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Let the updater work for the length of a block."""
+        task = asyncio.create_task(self.updater.run())
+        try:
+            yield
+            assert not task.done(), task
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+            if not task.cancelled() and task.exception() is not None:
+                await task
+
+    async def told(self, so: Callable[[Status], bool]) -> Status:
+        """Acknowledge statuses until one is so; all are kept in `seen`."""
+        async with asyncio.timeout(60):
+            while True:
+                self.store.outbox_wake.clear()
+                statuses = await self.store.next_statuses(1)
+                for status in statuses:
+                    self.seen.append(status)
+                    await self.store.acked([status.message_id], [])
+                    if so(status):
+                        return status
+                if not statuses:
+                    await self.store.outbox_wake.wait()
+
+    async def ends(self, command: Command | None = None) -> Status:
+        """The final status of a command that is taken, or of the one under way."""
+        if command is not None:
+            await self.store.take_command(command)
+        async with self.run():
+            return await self.told(lambda one: one.status in {"done", "error", "cancelled"})
+
+    @property
+    def runs(self) -> dict[str, str | None]:
+        """Versions by component."""
+        return {name: None if one.runs is None else one.runs[0] for name, one in self.mcus.items()}
+
+    @property
+    def untouched(self) -> bool:
+        """Nothing was ever written to any ECU."""
+        return all(not one.written and one.armed is None for one in self.mcus.values())
+
+
+@pytest.fixture
+async def gateway(fleet: Fleet, tmp_path: Path) -> AsyncIterator[Gateway]:
+    """The fleet's truck with its updater; director and image repository offer release 1.1.0."""
+    office = OurOffice(base=fleet.office.base, token=TOKEN)
+    async with (
+        Store.open(tmp_path / "agent.db") as store,
+        Downloader(tmp_path / "images", Network(office=office), progress_every_s=0.0) as downloader,
+    ):
+        made = Gateway(fleet, store, await Counters.open(tmp_path / "counters.json"), downloader)
+        await made.keep_old()
+        yield made

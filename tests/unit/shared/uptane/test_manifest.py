@@ -188,3 +188,18 @@ def test_counters_rise_by_believed_reports_only() -> None:
     assert judge(manifest(report("GW-1"), newer), known).vehicle.ecus["SN-0"].counter == 7
     forged = judge(manifest(report("GW-1"), newer, ecu_signers={"SN-0": THIEF}), known)
     assert forged.vehicle.ecus["SN-0"].counter == 2
+
+
+def test_a_gateway_that_is_no_ecu_of_the_inventory_still_tells_the_trucks_alarms() -> None:
+    known = replace(KNOWN, ecus={"SN-0": KNOWN.ecus["SN-0"]})
+    said = report("GW-1", attacks=("journal_lost",), installed=IMAGE)
+    verdict = judge(manifest(said, report()), known)
+    assert [(one.alarm, one.text, one.serial) for one in verdict.alarms] == [
+        (Alarm.ATTACK_REPORTED, "journal_lost", "GW-1")
+    ]
+    assert verdict.vehicle.ecus.keys() == {"SN-0"}
+    # Its word for another serial counts as little as before.
+    stranger = report("SN-9", attacks=("journal_lost",))
+    assert [one.alarm for one in judge(manifest(report("GW-1"), report(), stranger), known).alarms] == [
+        Alarm.UNKNOWN_ECU
+    ]

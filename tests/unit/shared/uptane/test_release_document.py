@@ -11,7 +11,8 @@ import pytest
 from securesystemslib.formats import encode_canonical
 
 from shared.trust.uptane.errors import BadReleaseDocument, NotCompatible
-from shared.trust.uptane.matching import check_bundle
+from shared.trust.uptane.health import Health, Heartbeat, TroubleCodes
+from shared.trust.uptane.matching import SignedImage, check_bundle
 from shared.trust.uptane.release_document import ReleaseSpec, ReleaseTarget, Requirement, read_release
 from shared.trust.uptane.safety_policy import Period, SafetyPolicy
 from shared.trust.uptane.vehicle import Ecu, Vehicle
@@ -80,6 +81,71 @@ def test_what_is_no_document_is_refused(raw: bytes) -> None:
         read_release(raw)
 
 
+WATCHED = msgspec.structs.replace(
+    SPEC,
+    targets=(
+        msgspec.structs.replace(
+            SPEC.targets[0],
+            health=Health(
+                within_ms=20_000,
+                dtcs=TroubleCodes(ignored=(0xC10000,)),
+                heartbeat=Heartbeat(pgn=65280, source=0x21, at_least_every_ms=500, for_ms=3000),
+            ),
+        ),
+        SPEC.targets[1],
+    ),
+)
+
+
+def test_what_an_ecu_must_prove_is_read_as_it_was_written() -> None:
+    assert read_release(WATCHED.dump()) == WATCHED
+
+
+def test_a_release_without_health_has_the_bytes_that_it_had_before_there_was_any() -> None:
+    assert b"health" not in SPEC.dump()
+    assert json.loads(WATCHED.dump())["targets"][1].keys() == json.loads(SPEC.dump())["targets"][1].keys()
+
+
+def test_a_reader_that_does_not_know_health_refuses_it_by_name() -> None:
+    names = [one for one in ReleaseTarget.__struct_fields__ if one != "health"]
+    older = msgspec.defstruct(
+        "Older", [(one, Any) for one in names], forbid_unknown_fields=True, kw_only=True
+    )
+    with pytest.raises(msgspec.ValidationError, match="health"):
+        msgspec.convert(json.loads(WATCHED.dump())["targets"][0], older)
+
+
+HEALTHS: dict[str, dict[str, Any]] = {
+    "a check that this agent has not": {"voltage": {"at_least": 24_000}},
+    "none, by null": {"dtcs": None},
+    "a mask of nothing": {"dtcs": {"status_mask": 0}},
+    "a mask of over a byte": {"dtcs": {"status_mask": 256}},
+    "a code of over three bytes": {"dtcs": {"ignored": [0x1000000]}},
+    "a fraction": {"within_ms": 1.5},
+    "for ever": {"within_ms": 10**9},
+    "never asked again": {"within_ms": 1000, "every_ms": 2000},
+    "no fault for longer than there is time": {"dtcs": {"for_ms": 30_001}},
+    "no PGN": {"heartbeat": {"at_least_every_ms": 500, "for_ms": 1000}},
+    "a PGN of 19 bits": {"heartbeat": {"pgn": 1 << 18, "at_least_every_ms": 500, "for_ms": 1000}},
+    "a PGN with a destination": {"heartbeat": {"pgn": 0xEF21, "at_least_every_ms": 500, "for_ms": 1000}},
+    "nobody's address": {
+        "heartbeat": {"pgn": 65280, "source": 254, "at_least_every_ms": 500, "for_ms": 1000}
+    },
+    "shorter than one period": {"heartbeat": {"pgn": 65280, "at_least_every_ms": 500, "for_ms": 400}},
+    "longer than there is time": {"heartbeat": {"pgn": 65280, "at_least_every_ms": 500, "for_ms": 60_000}},
+}
+
+
+@pytest.mark.parametrize("name", HEALTHS)
+def test_a_health_that_contradicts_itself_or_is_not_understood_is_refused(name: str) -> None:
+    obj = json.loads(SPEC.dump())
+    obj["targets"][0]["health"] = {"within_ms": 30_000, "every_ms": 1000, **HEALTHS[name]}
+    raw = json.dumps(obj, sort_keys=True, separators=(",", ":")).encode()
+    with pytest.raises(BadReleaseDocument) as refused:
+        read_release(raw)
+    assert "canonical" not in str(refused.value), "it was understood"
+
+
 def truck(*, gateway: int | None, with_gateway: bool = True) -> Vehicle:
     ecus = [Ecu(serial="S1", kind="hoist", hardware="H1"), Ecu(serial="S2", kind="brake", hardware="B3")]
     if with_gateway:
@@ -88,7 +154,7 @@ def truck(*, gateway: int | None, with_gateway: bool = True) -> Vehicle:
 
 
 def images() -> dict[str, Any]:
-    return {"S1": SPEC.targets[0].spec, "S2": SPEC.targets[1].spec}
+    return {f"S{n}": SignedImage(spec=one.spec) for n, one in enumerate(SPEC.targets, start=1)}
 
 
 def test_ecus_go_in_the_releases_order() -> None:

@@ -1,4 +1,4 @@
-"""What `quarry release repo show` says of a repository or a signing bundle."""
+"""What `quarry release show` says of a repository or a signing bundle."""
 
 from __future__ import annotations
 

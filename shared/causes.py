@@ -1,13 +1,21 @@
-"""PURE: why an ECU may not be flashed at this moment: a stable code, and a sentence in English and Russian.
+"""PURE: why an update waits: a stable code, and a sentence in English and Russian, for both ends.
 
-A sentence holds only what stays while the cause stays (a bound, a name), never a measured value: it is
-told when it changes, and must not change with every reading.
+A truck finds a cause and sends its code with what the sentence is about (shared.messages.ToldCause); whoever
+shows it does so in the reader's language. A sentence holds only what stays while the cause stays (a bound, a
+name), never a measured value: it is told when it changes, and must not change with every reading. A code that
+a newer agent sends and this program does not know is shown as it came.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+from shared.messages import MOST_CAUSES, MOST_DETAIL, ToldCause
+
+Language = Literal["en", "ru"]
+LANGUAGES: tuple[Language, ...] = ("en", "ru")
 
 
 @dataclass(frozen=True)
@@ -21,16 +29,22 @@ class Cause:
     @property
     def text(self) -> str:
         """In English."""
-        return self._said(0)
+        return self.said("en")
 
     @property
     def text_ru(self) -> str:
         """In Russian."""
-        return self._said(1)
+        return self.said("ru")
 
-    def _said(self, language: int) -> str:
-        parts = [self.detail, WORDS[self.word][language] if self.word else ""]
-        return SENTENCES[self.code][language].format(" ".join(part for part in parts if part))
+    def said(self, language: Language) -> str:
+        """As words in a sentence."""
+        at = LANGUAGES.index(language)
+        words = WORDS.get(self.word)
+        about = " ".join(part for part in (self.detail, words[at] if words else self.word) if part)
+        sentences = SENTENCES.get(self.code)
+        if sentences is None:
+            return f"{self.code} ({about})" if about else self.code
+        return sentences[at].format(about)
 
 
 WORDS: Mapping[str, tuple[str, str]] = {
@@ -98,21 +112,71 @@ SENTENCES: Mapping[str, tuple[str, str]] = {
     "holds_unknown": ("it is not known whether flashing is held", "неизвестно, задержана ли прошивка"),
     "no_consent": ("an operator has not consented at the truck", "нет согласия оператора на машине"),
     "forbidden_hours": (
-        "flashing does not begin from {}, by the site's time",
+        "flashing does not begin in the hours {}, by the site's time",
         "прошивка не начинается в часы {} по местному времени",
     ),
     "zone_unknown": (
         "hours are forbidden, and the site's time zone is not set",
         "есть запретные часы, но часовой пояс площадки не задан",
     ),
+    "written_on": (
+        "what was begun is written to its end, and its start waits",
+        "начатая запись идёт до конца, запуск ждёт",
+    ),
+    # What the order, the ECU and the way to the office say.
+    "window_opens": ("the window for flashing opens at {}", "окно для прошивки откроется {}"),
+    "window_closed": ("the window for flashing closed at {}", "окно для прошивки закрылось {}"),
+    "other_update": (
+        "an earlier update of this component is about to be finished",
+        "завершается предыдущее обновление этого блока",
+    ),
+    "ecu_refuses": ("the ECU refuses for the moment: {}", "блок управления пока отказывает: {}"),
+    "over_budget": (
+        "the data that this job or this day may use is used up: {}",
+        "исчерпан объём данных задания или дня: {}",
+    ),
+    "url_expired": ("the signed URL is over", "срок действия подписанной ссылки истёк"),
+    "too_late": (
+        "the ECU is being flashed: it is finished, since a stop would strand it",
+        "блок прошивается: прошивка будет доведена до конца, иначе он останется без программы",
+    ),
 }
 """English and Russian, `{}` the detail."""
 
-BEGINNING, BEGINNING_RU = "the vehicle is not ready: ", "машина не готова: "
+BEGINNING: Mapping[Language, str] = {"en": "the vehicle is not ready: ", "ru": "машина не готова: "}
+STANDS_ALONE = frozenset(
+    {
+        "state_unknown",
+        "window_opens",
+        "window_closed",
+        "other_update",
+        "ecu_refuses",
+        "over_budget",
+        "url_expired",
+        "too_late",
+    }
+)
+"""Not the vehicle's, or all that can be said of it."""
 
 
-def sentence(causes: tuple[Cause, ...], *, russian: bool = False) -> str:
-    """All causes in one sentence, for an operator."""
-    # Of a vehicle of which nothing is known there is nothing else to say.
-    beginning = "" if causes[0].code == "state_unknown" else BEGINNING_RU if russian else BEGINNING
-    return beginning + ", ".join(one.text_ru if russian else one.text for one in causes)
+def sentence(causes: Iterable[Cause], language: Language = "en") -> str:
+    """All causes in one sentence, for an operator; empty for none."""
+    causes = tuple(causes)
+    if not causes:
+        return ""
+    alone = all(one.code in STANDS_ALONE or one.code not in SENTENCES for one in causes)
+    return ("" if alone else BEGINNING[language]) + ", ".join(one.said(language) for one in causes)
+
+
+def as_told(causes: Iterable[Cause]) -> tuple[ToldCause, ...] | None:
+    """As a status carries them, in its bounds; None for none."""
+    told = tuple(
+        ToldCause(code=one.code, detail=one.detail[:MOST_DETAIL] or None, word=one.word or None)
+        for one in causes
+    )
+    return told[:MOST_CAUSES] or None
+
+
+def as_said(told: Iterable[ToldCause] | None) -> tuple[Cause, ...]:
+    """What a status carried; codes and words that nobody here knows stay as they are."""
+    return tuple(Cause(one.code, one.detail or "", one.word or "") for one in told or ())

@@ -1,4 +1,4 @@
-"""`quarry release`: keys, signatures, and files that must not be overwritten."""
+"""`quarry release document`: keys, signatures, and files that must not be overwritten."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IMAGE = bytes(range(256)) * 16
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a key pair and an image."""
     monkeypatch.delenv("QUARRY_KEY_PASSPHRASE", raising=False)
-    assert dispatch(["release", "keygen", "--out", str(tmp_path / "key")]) == 0
+    assert dispatch(["release", "document", "keygen", "--out", str(tmp_path / "key")]) == 0
     (tmp_path / "image.bin").write_bytes(IMAGE)
     return tmp_path
 
@@ -32,13 +32,14 @@ def sign(desk: Path, *more: str) -> int:
         str(desk / "document.json"),
     ]
     words = ["--kind", "brake-controller", "--hardware", "rev-b", "--hardware", "rev-c"]
-    return dispatch(["release", "sign", *files, *words, "--version", "1.1.0", "--counter", "2", *more])
+    version = ["--version", "1.1.0", "--counter", "2"]
+    return dispatch(["release", "document", "sign", *files, *words, *version, *more])
 
 
 def test_a_key_is_private_and_never_overwritten(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (desk / "key").stat().st_mode & 0o777 == 0o600
     before = (desk / "key").read_bytes()
-    assert dispatch(["release", "keygen", "--out", str(desk / "key")]) == 1
+    assert dispatch(["release", "document", "keygen", "--out", str(desk / "key")]) == 1
     assert "is not overwritten" in capsys.readouterr().err
     assert (desk / "key").read_bytes() == before
 
@@ -46,7 +47,7 @@ def test_a_key_is_private_and_never_overwritten(desk: Path, capsys: pytest.Captu
 def test_what_was_signed_is_shown_and_checked(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sign(desk) == 0
     capsys.readouterr()
-    show = ["release", "show", "--document", str(desk / "document.json"), "--json"]
+    show = ["release", "document", "show", "--document", str(desk / "document.json"), "--json"]
     assert dispatch([*show, "--public-key", str(desk / "key.pub")]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["signature_checked"] is True
@@ -58,10 +59,10 @@ def test_what_was_signed_is_shown_and_checked(desk: Path, capsys: pytest.Capture
 
 def test_another_key_did_not_sign_it(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sign(desk) == 0
-    assert dispatch(["release", "keygen", "--out", str(desk / "other")]) == 0
+    assert dispatch(["release", "document", "keygen", "--out", str(desk / "other")]) == 0
     capsys.readouterr()
-    document = str(desk / "document.json")
-    assert dispatch(["release", "show", "--document", document, "--public-key", str(desk / "other.pub")]) == 1
+    show = ["release", "document", "show", "--document", str(desk / "document.json")]
+    assert dispatch([*show, "--public-key", str(desk / "other.pub")]) == 1
     assert "0 valid signatures" in capsys.readouterr().err
 
 
@@ -70,7 +71,7 @@ def test_an_encrypted_key_needs_its_passphrase(
 ) -> None:
     (tmp_path / "image.bin").write_bytes(IMAGE)
     monkeypatch.setenv("QUARRY_KEY_PASSPHRASE", "open, quarry")
-    assert dispatch(["release", "keygen", "--out", str(tmp_path / "key")]) == 0
+    assert dispatch(["release", "document", "keygen", "--out", str(tmp_path / "key")]) == 0
     assert "ENCRYPTED" in (tmp_path / "key").read_text()
     monkeypatch.delenv("QUARRY_KEY_PASSPHRASE")
     assert sign(tmp_path) == 1

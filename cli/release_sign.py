@@ -1,12 +1,10 @@
-"""`quarry release repo`: the image repository and the director's root, from keys to what is served.
+"""`quarry release`: drafts signed, on the desk or over an air gap, and put out.
 
-Works without a network and without the office: on a desk, in CI, and, by signing bundles, with an
-air-gapped machine that holds the keys. No private key is ever written but by `keygen`, encrypted.
+The same verbs serve the image repository and the director's root.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -14,37 +12,32 @@ import typer
 
 from cli.release_files import read_file, write_new
 from cli.release_keys import PassphraseFd, open_signers
-from cli.release_repo_edit import Folder, edit_app
-from cli.release_repo_show import print_repository
+from cli.release_options import AIR_GAP, RELEASE, Bundle, Folder, Keys, MaybeFolder, now
+from cli.release_show import print_repository
 from cli.repository_folder import RepositoryFolder, replace_file
 from shared.trust.uptane.publication import publish
 from shared.trust.uptane.repository import Repository, RepositoryTrouble, sign
 from shared.trust.uptane.signing_bundle import MOST_BUNDLE_BYTES, dump_bundle, load_bundle, take_signatures
 
-repo_app = typer.Typer(no_args_is_help=True, help="Repositories of signed releases (Uptane).")
-repo_app.add_typer(edit_app)
-
-MaybeFolder = Annotated[Path | None, typer.Option("--folder", help="The repository's folder.")]
-Bundle = Annotated[
-    Path | None, typer.Option("--bundle", help="A signing bundle, from `release repo export`.")
-]
-Keys = Annotated[
-    list[Path], typer.Option("--key", help="A private key file or token reference; may be repeated.")
-]
+sign_app = typer.Typer()
+root_app = typer.Typer(no_args_is_help=True, help="The root: who may sign what.")
 
 
-@repo_app.command("root-sign")
+@root_app.command("sign")
 def root_sign(
     keys: Keys,
     folder: MaybeFolder = None,
     bundle: Bundle = None,
     passphrase_fd: PassphraseFd = None,
 ) -> None:
-    """Sign the draft of the root."""
+    """Sign the draft of the root, with as many of its keys as its threshold says, one after the other.
+
+    A new root needs the old root's threshold, too.
+    """
     _sign(keys, folder, bundle, passphrase_fd, only="root")
 
 
-@repo_app.command("sign")
+@sign_app.command("sign", rich_help_panel=RELEASE)
 def sign_drafts(
     keys: Keys,
     folder: MaybeFolder = None,
@@ -79,14 +72,14 @@ def _sign(
             held.save(signed(held.load()))
 
 
-@repo_app.command("publish")
+@sign_app.command("publish", rich_help_panel=RELEASE)
 def publish_drafts(
     folder: Folder,
     snapshot_key: Annotated[
-        list[Path] | None, typer.Option(help="Private key or token reference of snapshot.")
+        list[Path] | None, typer.Option(help="Private key or key reference of snapshot.")
     ] = None,
     timestamp_key: Annotated[
-        list[Path] | None, typer.Option(help="Private key or token reference of timestamp.")
+        list[Path] | None, typer.Option(help="Private key or key reference of timestamp.")
     ] = None,
     passphrase_fd: PassphraseFd = None,
 ) -> None:
@@ -98,23 +91,23 @@ def publish_drafts(
             held.load(),
             snapshot_signers=signers[: len(snapshot)],
             timestamp_signers=signers[len(snapshot) :],
-            now=_now(),
+            now=now(),
         )
         held.save(repository)
     typer.echo(f"published in {RepositoryFolder(folder).public}")
 
 
-@repo_app.command()
+@sign_app.command(rich_help_panel=AIR_GAP)
 def export(
     folder: Folder, out: Annotated[Path, typer.Option(help="Where to write the signing bundle.")]
 ) -> None:
     """Write the drafts into one file for a machine without a network."""
     with RepositoryFolder(folder).opened() as held:
         write_new(out, dump_bundle(held.load()), mode=0o644)
-    typer.echo(f"sign it there: quarry release repo sign --bundle {out} --key ...")
+    typer.echo(f"sign it there: quarry release sign --bundle {out} --key ...")
 
 
-@repo_app.command("import")
+@sign_app.command("import", rich_help_panel=AIR_GAP)
 def take(
     folder: Folder, bundle: Annotated[Path, typer.Option(help="The signing bundle that came back.")]
 ) -> None:
@@ -129,7 +122,7 @@ def take(
         typer.echo(f"{role}: signed by {keyid[:12]}")
 
 
-@repo_app.command()
+@sign_app.command(rich_help_panel=RELEASE)
 def show(
     folder: MaybeFolder = None,
     bundle: Bundle = None,
@@ -142,7 +135,3 @@ def show(
         print_repository(RepositoryFolder(folder).load(), as_json=as_json)
     else:
         raise typer.BadParameter("give --folder or --bundle")
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
