@@ -3,8 +3,8 @@
     BUNDLE/director   every N.root.json, offline/TRUCK.json: what each listed truck shall have
     BUNDLE/image      the image repository's newest metadata, the release, its images for these trucks
 
-The names are those that the office serves (edge_agent/metadata_source.py reads them). A bundle is verified
-as each of its trucks will do it before it counts as made.
+The names are those that the office serves (edge_agent/trust/metadata_source.py reads them). A bundle is
+verified as each of its trucks will do it before it counts as made.
 """
 
 from __future__ import annotations

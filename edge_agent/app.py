@@ -21,35 +21,35 @@ from pathlib import Path
 import structlog
 
 from edge_agent.addresses import tls_context
-from edge_agent.asks import Asks
-from edge_agent.broker_access import broker_of
-from edge_agent.budget import Budget
 from edge_agent.clock import Clock
 from edge_agent.config import AgentConfig
-from edge_agent.counters import Counters
-from edge_agent.directed import DirectedAuthority, bundles_folder
-from edge_agent.downloader import Downloader
-from edge_agent.enrol import Enrolled, who_we_are
+from edge_agent.delivery.budget import Budget
+from edge_agent.delivery.downloader import Downloader
+from edge_agent.delivery.transfer import Network, OurOffice
 from edge_agent.errors import CountersUnknown
-from edge_agent.inbox import FEATURES
-from edge_agent.inhibit import Inhibitor
-from edge_agent.j1939_vehicle import J1939Vehicle
-from edge_agent.kept import KeptImages
+from edge_agent.gateway.inhibit import Inhibitor
+from edge_agent.gateway.memory import rest_lightly
+from edge_agent.gateway.notify import Manager, Notifier, Pulses
+from edge_agent.gateway.trial import prove_trial
+from edge_agent.hands.asks import Asks
+from edge_agent.interlocks.j1939_vehicle import J1939Vehicle
+from edge_agent.interlocks.people import Gates
+from edge_agent.interlocks.vehicle import BenchVehicle, FileVehicle, Vehicle
 from edge_agent.liveness import Live, write_live
-from edge_agent.memory import rest_lightly
-from edge_agent.mqtt_link import MqttLink
-from edge_agent.notify import Manager, Notifier, Pulses
-from edge_agent.people import Gates
-from edge_agent.renewal import CertificateRenewal
-from edge_agent.store import Store
+from edge_agent.office.broker_access import broker_of
+from edge_agent.office.enrol import Enrolled, who_we_are
+from edge_agent.office.mqtt_link import MqttLink
+from edge_agent.office.renewal import CertificateRenewal
+from edge_agent.store.inbox import FEATURES
+from edge_agent.store.store import Store
 from edge_agent.threads import finish_in_thread
-from edge_agent.transfer import Network, OurOffice
-from edge_agent.trial import prove_trial
-from edge_agent.trust_chain import TrustChain, open_trust
-from edge_agent.trusted_time import tls_by
-from edge_agent.updater import ComponentAccess, Updater, no_kill
-from edge_agent.vehicle import BenchVehicle, FileVehicle, Vehicle
-from edge_agent.verifier import Verifier
+from edge_agent.trust.counters import Counters
+from edge_agent.trust.trust_chain import TrustChain, open_trust
+from edge_agent.trust.trusted_time import tls_by
+from edge_agent.trust.verifier import Verifier
+from edge_agent.update.directed import DirectedAuthority, bundles_folder
+from edge_agent.update.kept import KeptImages
+from edge_agent.update.updater import ComponentAccess, Updater, no_kill
 from firmware_flashers.registry import open_component
 from shared.logs import get_log
 from shared.messages import Installed

@@ -14,20 +14,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from edge_agent import cli_consent
-from edge_agent.certificates import BadCertificate, Standing, read_certificate
-from edge_agent.cli_hands import add_to, configured
-from edge_agent.cli_install import add_to as add_install_to
-from edge_agent.cli_self_update import self_update
 from edge_agent.clock import Clock
 from edge_agent.config import AgentConfig
-from edge_agent.enrol import Enrolled, read_credentials
 from edge_agent.errors import StoreMissing
-from edge_agent.hold import read_hold
-from edge_agent.journal import Entry
+from edge_agent.gateway.cli_self_update import self_update
+from edge_agent.hands import cli_consent
+from edge_agent.hands.cli_hands import add_to, configured
+from edge_agent.hands.cli_install import add_to as add_install_to
+from edge_agent.interlocks.hold import read_hold
 from edge_agent.liveness import is_running, read_live
+from edge_agent.office.certificates import BadCertificate, Standing, read_certificate
+from edge_agent.office.enrol import Enrolled, read_credentials
 from edge_agent.safe_files import read_bounded
-from edge_agent.store import Store
+from edge_agent.store.journal import Entry
+from edge_agent.store.store import Store
 from shared.errors import ConfigError
 from shared.logs import set_up_logs
 
@@ -76,7 +76,7 @@ def enroll(
     75 when the office can't be reached or can't do it now: then the same again helps.
     """
     from edge_agent.app import Places
-    from edge_agent.enrol import OfficeUnreachable, enrol
+    from edge_agent.office.enrol import OfficeUnreachable, enrol
 
     if (token is None) == (token_file is None):
         raise typer.BadParameter("give either --token or --token-file")

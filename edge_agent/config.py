@@ -15,13 +15,13 @@ from securesystemslib.signer import Key
 
 from edge_agent.addresses import UnsafeAddress, check_safe, is_loopback
 from edge_agent.component_config import read_components
-from edge_agent.delivery_config import Downloads, read_downloads, read_queue
-from edge_agent.log_files import LogFiles
-from edge_agent.queue_bounds import QueueLimits
-from edge_agent.safety import Policy
-from edge_agent.safety_config import VehicleSource, of_components, read_policy, read_vehicle
+from edge_agent.delivery.delivery_config import Downloads, read_downloads, read_queue
+from edge_agent.gateway.log_files import LogFiles
+from edge_agent.interlocks.safety import Policy
+from edge_agent.interlocks.safety_config import VehicleSource, of_components, read_policy, read_vehicle
 from edge_agent.sections import Section
-from edge_agent.trust_config import UptaneTrust, check_serials, read_uptane
+from edge_agent.store.queue_bounds import QueueLimits
+from edge_agent.trust.trust_config import UptaneTrust, check_serials, read_uptane
 from firmware_flashers.registry import Component
 from shared.errors import ConfigError
 from shared.ids import BadId, check_id

@@ -13,9 +13,9 @@ from typing import TextIO, cast
 
 from edge_agent.app import run_agent
 from edge_agent.config import AgentConfig, load_config
-from edge_agent.enrol import NotEnrolled
-from edge_agent.log_files import TeeLog
-from edge_agent.notify import of_environment
+from edge_agent.gateway.log_files import TeeLog
+from edge_agent.gateway.notify import of_environment
+from edge_agent.office.enrol import NotEnrolled
 from edge_agent.safe_files import act_as_owner
 from shared.errors import ConfigError, OtaError
 from shared.logs import set_up_logs

@@ -23,7 +23,7 @@ import can
 
 from edge_agent.app import run_agent
 from edge_agent.config import load_config
-from edge_agent.enrol import enrol, read_credentials, who_we_are
+from edge_agent.office.enrol import enrol, read_credentials, who_we_are
 from firmware_flashers.security import read_secret
 from shared.errors import ConfigError
 from sim.can_bus import HubServer, hub_in_thread

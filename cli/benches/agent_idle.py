@@ -19,8 +19,8 @@ import can
 
 from cli.benches.report import Row
 from edge_agent.clock import Clock
-from edge_agent.j1939 import CCVS, EEC1, ETC2, VEP1
-from edge_agent.j1939_vehicle import BusSource, J1939Vehicle
+from edge_agent.interlocks.j1939 import CCVS, EEC1, ETC2, VEP1
+from edge_agent.interlocks.j1939_vehicle import BusSource, J1939Vehicle
 from shared.logs import set_up_logs
 from sim.can_bus import HubBus, hub_in_thread
 from sim.vehicle_bus import BRAKE_CONTROLLER, COMPUTER, ENGINE, TRANSMISSION, SimVehicle

@@ -20,11 +20,11 @@ import bcrypt
 from cli.benches.report import Row, within
 from control_plane.embedded.nats import EmbeddedNats, office_user, truck_user
 from edge_agent.errors import OutboxFull
-from edge_agent.journal import Change, Entry, Report
-from edge_agent.mqtt_connection import NO_DELAY, Broker
-from edge_agent.mqtt_link import MOST_IN_BATCH, MqttLink
-from edge_agent.queue_bounds import QueueLimits
-from edge_agent.store import Store
+from edge_agent.office.mqtt_connection import NO_DELAY, Broker
+from edge_agent.office.mqtt_link import MOST_IN_BATCH, MqttLink
+from edge_agent.store.journal import Change, Entry, Report
+from edge_agent.store.queue_bounds import QueueLimits
+from edge_agent.store.store import Store
 from shared import topics
 from shared.ids import new_id
 from shared.messages import MOST_STATUSES, Ack, Command, CommandTarget, Manifest, Sample, StatusBatch

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from control_plane.embedded import child
-from edge_agent.kept import KeptImages
+from edge_agent.update.kept import KeptImages
 from shared.messages import CommandTarget
 from sim.chaos.plan import Fault, Kind
 from sim.link import Link

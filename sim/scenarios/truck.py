@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from control_plane.embedded import child
-from edge_agent.manifest_key import PUBLIC, load_or_make_key
+from edge_agent.trust.manifest_key import PUBLIC, load_or_make_key
 from shared.errors import OtaError
 from sim.link import Link
 from sim.mcu.esp_images import build_esp_image

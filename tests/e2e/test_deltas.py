@@ -26,7 +26,7 @@ from control_plane.storage.urls import UrlExpired, UrlSigner
 from edge_agent.app import run_agent
 from edge_agent.cli import app
 from edge_agent.config import load_config
-from edge_agent.enrol import enrol
+from edge_agent.office.enrol import enrol
 from shared.delta import make_delta
 from shared.release import FirmwareSpec
 from shared.trust.document import make_document

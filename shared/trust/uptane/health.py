@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 MOST_WITHIN_MS = 300_000
-"""Below what the agent gives one ECU to answer in (edge_agent.ecus.Limits.check_s)."""
+"""Below what the agent gives one ECU to answer in (edge_agent.update.ecus.Limits.check_s)."""
 CONFIRMED = 0x08
 """confirmedDTC, bit 3 of the status byte (ISO 14229-1, annex D.2)."""
 MOST_PGN = 0x3FFFF

@@ -25,7 +25,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from edge_agent import credentials, safe_files
-from edge_agent.certificates import check_ours, new_client_key, show_pair
 from edge_agent.credentials import (
     Credentials,
     Enrolled,
@@ -34,6 +33,7 @@ from edge_agent.credentials import (
     read_credentials,
     write_credentials,
 )
+from edge_agent.office.certificates import check_ours, new_client_key, show_pair
 
 TRACED = {str(module.__file__) for module in (credentials, safe_files)}
 MOST_LINES = 400

@@ -18,21 +18,22 @@ from typing import Any
 
 import msgspec
 
-from edge_agent import image_folder, known_images, manifest_state, trust_store
-from edge_agent.asks import Ask, leave
-from edge_agent.counters import Counters
-from edge_agent.downloader import Downloader
-from edge_agent.enrol import Credentials, Enrolled, write_credentials
-from edge_agent.hold import Hold, release_hold, set_hold
-from edge_agent.journal import Change, Entry
-from edge_agent.kept import KeptImages
-from edge_agent.manifest_key import load_or_make_key
-from edge_agent.release import Former
-from edge_agent.store import Store
-from edge_agent.transfer import Network
-from edge_agent.trust_files import KeptSelection, TrustFiles
-from edge_agent.update_events import Activated, Event, Fetched, Fits, Proved, Ready, Staged, Verified
-from edge_agent.update_machine import decide
+from edge_agent.delivery import image_folder
+from edge_agent.delivery.downloader import Downloader
+from edge_agent.delivery.transfer import Network
+from edge_agent.hands.asks import Ask, leave
+from edge_agent.interlocks.hold import Hold, release_hold, set_hold
+from edge_agent.office.enrol import Credentials, Enrolled, write_credentials
+from edge_agent.store.journal import Change, Entry
+from edge_agent.store.release import Former
+from edge_agent.store.store import Store
+from edge_agent.trust import known_images, manifest_state, trust_store
+from edge_agent.trust.counters import Counters
+from edge_agent.trust.manifest_key import load_or_make_key
+from edge_agent.trust.trust_files import KeptSelection, TrustFiles
+from edge_agent.update.kept import KeptImages
+from edge_agent.update.update_events import Activated, Event, Fetched, Fits, Proved, Ready, Staged, Verified
+from edge_agent.update.update_machine import decide
 from shared.messages import Command, CommandTarget, TargetResult
 from sim.uptane_world import UptaneWorld
 

@@ -25,7 +25,7 @@ import pytest
 
 from control_plane.embedded import child
 from control_plane.embedded.nats import EmbeddedNats, office_user, truck_user
-from edge_agent.enrol import Credentials, Enrolled, write_credentials
+from edge_agent.office.enrol import Credentials, Enrolled, write_credentials
 from shared import topics
 from shared.messages import Manifest, StatusBatch
 from shared.release import FirmwareSpec

@@ -32,8 +32,8 @@ from control_plane.embedded.nats import EmbeddedNats, office_user, truck_user
 from edge_agent.app import run_agent
 from edge_agent.cli import app
 from edge_agent.config import load_config
-from edge_agent.enrol import Credentials, Enrolled, NotEnrolled, write_credentials
 from edge_agent.errors import StoreBusy
+from edge_agent.office.enrol import Credentials, Enrolled, NotEnrolled, write_credentials
 from shared import topics
 from shared.messages import Ack, Command, CommandTarget, Hello, Manifest, Status, StatusBatch
 from shared.release import FirmwareSpec

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.trust_store import read_store
+from edge_agent.trust.trust_store import read_store
 from shared.messages import Command, CommandTarget
 from shared.trust.document import make_document
 from shared.trust.keys import load_signer, new_key

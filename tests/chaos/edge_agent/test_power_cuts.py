@@ -26,14 +26,15 @@ from typing import Any
 
 import pytest
 
-from edge_agent import image_folder, manifest_state, trust_store
-from edge_agent.counters import Counters
-from edge_agent.enrol import read_credentials
-from edge_agent.hold import UNREADABLE, read_hold
-from edge_agent.kept import KeptImages
-from edge_agent.manifest_key import load_or_make_key
-from edge_agent.store import Store
-from edge_agent.trust_files import TrustFiles
+from edge_agent.delivery import image_folder
+from edge_agent.interlocks.hold import UNREADABLE, read_hold
+from edge_agent.office.enrol import read_credentials
+from edge_agent.store.store import Store
+from edge_agent.trust import manifest_state, trust_store
+from edge_agent.trust.counters import Counters
+from edge_agent.trust.manifest_key import load_or_make_key
+from edge_agent.trust.trust_files import TrustFiles
+from edge_agent.update.kept import KeptImages
 from shared.messages import Command
 from shared.states import UpdateState
 from sim.power import NoCompiler, Power, build

@@ -20,12 +20,13 @@ from typing import Any
 
 import msgspec
 
-from edge_agent import known_images, manifest_key, manifest_state, safe_files, trust_files, trust_store
-from edge_agent.manifest_key import load_or_make_key
-from edge_agent.manifest_state import ManifestState
-from edge_agent.trust_config import Roots
-from edge_agent.trust_files import KeptSelection, TrustFiles
-from edge_agent.trust_store import TrustKeeper, sealed
+from edge_agent import safe_files
+from edge_agent.trust import known_images, manifest_key, manifest_state, trust_files, trust_store
+from edge_agent.trust.manifest_key import load_or_make_key
+from edge_agent.trust.manifest_state import ManifestState
+from edge_agent.trust.trust_config import Roots
+from edge_agent.trust.trust_files import KeptSelection, TrustFiles
+from edge_agent.trust.trust_store import TrustKeeper, sealed
 from sim.uptane_world import UptaneWorld
 
 TRACED = {

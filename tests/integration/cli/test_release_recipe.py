@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cli.main import dispatch
 from control_plane.app import Office
 from control_plane.config import load_config
-from edge_agent.metadata_source import BundleSource, Source
+from edge_agent.trust.metadata_source import BundleSource, Source
 from shared.trust.uptane.steps import Wanted
 from shared.trust.uptane.store import TrustedStore, provision
 from shared.trust.uptane.time_policy import Reading, TimePolicy

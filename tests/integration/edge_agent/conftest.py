@@ -19,11 +19,11 @@ import pytest
 from securesystemslib.signer import Signer
 
 from edge_agent.clock import Clock
-from edge_agent.counters import Counters
-from edge_agent.safety import Policy, VehicleState
-from edge_agent.store import Store
-from edge_agent.updater import ComponentAccess, Timing, Updater
-from edge_agent.verifier import Verifier
+from edge_agent.interlocks.safety import Policy, VehicleState
+from edge_agent.store.store import Store
+from edge_agent.trust.counters import Counters
+from edge_agent.trust.verifier import Verifier
+from edge_agent.update.updater import ComponentAccess, Timing, Updater
 from firmware_flashers.base import (
     Capabilities,
     FirmwareImage,

@@ -20,14 +20,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from edge_agent import cli_hands
-from edge_agent.asks import MOST_WAITING, Ask, Asks, asks_folder, leave, take_answer
 from edge_agent.cli import app
-from edge_agent.counters import Counters
-from edge_agent.enrol import Credentials, Enrolled, Pending, write_credentials
-from edge_agent.hold import hold_path
-from edge_agent.journal import Asked, Change, Report
-from edge_agent.store import Store
+from edge_agent.hands import cli_hands
+from edge_agent.hands.asks import MOST_WAITING, Ask, Asks, asks_folder, leave, take_answer
+from edge_agent.interlocks.hold import hold_path
+from edge_agent.office.enrol import Credentials, Enrolled, Pending, write_credentials
+from edge_agent.store.journal import Asked, Change, Report
+from edge_agent.store.store import Store
+from edge_agent.trust.counters import Counters
 from shared.messages import Command, CommandTarget
 from shared.release import FirmwareSpec
 from shared.states import TruckStatus, UpdateState

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from edge_agent.cli import app
 from edge_agent.clock import Clock
-from edge_agent.people import BadConsent, Gates
+from edge_agent.interlocks.people import BadConsent, Gates
 from shared.trust.keys import new_key
 
 CONFIG = """

@@ -14,13 +14,13 @@ import httpx
 import pytest
 
 from edge_agent.addresses import UnsafeAddress
-from edge_agent.budget import Budget, BudgetLimits
 from edge_agent.clock import Clock
-from edge_agent.downloader import Downloader
+from edge_agent.delivery.budget import Budget, BudgetLimits
+from edge_agent.delivery.downloader import Downloader
+from edge_agent.delivery.links import Way
+from edge_agent.delivery.local_files import LocalFileRefused
+from edge_agent.delivery.transfer import Network
 from edge_agent.errors import LinkLost, NoRoom, NotGiven, OverBudget
-from edge_agent.links import Way
-from edge_agent.local_files import LocalFileRefused
-from edge_agent.transfer import Network
 from shared.delta import make_delta
 from shared.messages import Delta
 from shared.trust.document import WrongImage
@@ -212,7 +212,7 @@ async def test_the_pace_holds_back_what_is_read(files: Files, tmp_path: Path) ->
         slept.append(seconds)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edge_agent.transfer.pause", sleep)
+        patch.setattr("edge_agent.delivery.transfer.pause", sleep)
         async with downloader(tmp_path, bytes_per_s=50_000.0) as made:
             await fetch(made, url(files))
     # Nobody really slept, so the debt only grows: the last rest is that of all bytes but the burst.

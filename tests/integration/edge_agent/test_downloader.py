@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from edge_agent.addresses import UnsafeAddress
-from edge_agent.downloader import Downloader
+from edge_agent.delivery.downloader import Downloader
+from edge_agent.delivery.transfer import Network
 from edge_agent.errors import LinkLost, NoRoom, UrlExpired
-from edge_agent.transfer import Network
 from shared.trust.document import WrongImage
 from sim.link import CHUNK, Link
 
@@ -208,7 +208,7 @@ async def test_it_goes_on_in_another_process_after_a_kill(office: Office, tmp_pa
     program = (
         "import asyncio, sys\n"
         "from pathlib import Path\n"
-        "from edge_agent.downloader import Downloader\n"
+        "from edge_agent.delivery.downloader import Downloader\n"
         "async def main():\n"
         "    async with Downloader(Path(sys.argv[1])) as downloader:\n"
         "        await downloader.fetch(sys.argv[2], sha256=sys.argv[3], length=int(sys.argv[4]))\n"
@@ -454,7 +454,7 @@ async def test_a_disk_that_fills_up_on_the_way_keeps_what_came(
         file.write(chunk)  # type: ignore[attr-defined]
 
     with monkeypatch.context() as patch:
-        patch.setattr("edge_agent.image_folder.write_all", write)
+        patch.setattr("edge_agent.delivery.image_folder.write_all", write)
         with pytest.raises(NoRoom):
             await fetch(downloader, office.url())
     assert part(tmp_path).read_bytes() == IMAGE[:written]

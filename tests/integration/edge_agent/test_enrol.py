@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from edge_agent.addresses import UnsafeAddress
 from edge_agent.config import AgentConfig, load_config
-from edge_agent.enrol import (
+from edge_agent.office.enrol import (
     EnrolmentFailed,
     NotEnrolled,
     OfficeUnreachable,
@@ -25,7 +25,7 @@ from edge_agent.enrol import (
     read_credentials,
     who_we_are,
 )
-from edge_agent.manifest_key import load_or_make_key
+from edge_agent.trust.manifest_key import load_or_make_key
 from shared.certificates import key_sha256
 from shared.errors import ConfigError
 from shared.trust.keys import load_role_key, new_key

@@ -20,14 +20,14 @@ import msgspec
 import pytest
 
 from edge_agent.clock import Clock
-from edge_agent.ecus import Limits
-from edge_agent.j1939 import CCVS, EEC1, ETC2, VEP1
-from edge_agent.j1939_vehicle import BusSource, J1939Vehicle
-from edge_agent.kept import KeptImages
-from edge_agent.release_plan import FaultBounds, HealthBounds, HeartbeatBounds, ReleasePlan, plan_of
-from edge_agent.safety import STRICT, Policy
-from edge_agent.updater import ComponentAccess
-from edge_agent.vehicle import BenchVehicle
+from edge_agent.interlocks.j1939 import CCVS, EEC1, ETC2, VEP1
+from edge_agent.interlocks.j1939_vehicle import BusSource, J1939Vehicle
+from edge_agent.interlocks.safety import STRICT, Policy
+from edge_agent.interlocks.vehicle import BenchVehicle
+from edge_agent.store.release_plan import FaultBounds, HealthBounds, HeartbeatBounds, ReleasePlan, plan_of
+from edge_agent.update.ecus import Limits
+from edge_agent.update.kept import KeptImages
+from edge_agent.update.updater import ComponentAccess
 from firmware_flashers.base import Capabilities, FirmwareImage, Flasher, Identity, TroubleCode
 from firmware_flashers.registry import EcuSettings, open_component, profile_of
 from shared.backoff import Backoff

@@ -14,13 +14,13 @@ import can
 import msgspec
 import pytest
 
-from edge_agent.acts import Limits
 from edge_agent.clock import Clock
-from edge_agent.hold import Hold, release_hold, set_hold
-from edge_agent.j1939 import CCVS, EEC1, ETC2, VEP1
-from edge_agent.j1939_vehicle import BusSource, J1939Vehicle
-from edge_agent.people import Gates
-from edge_agent.safety import STRICT, Forbidden, Policy, VehicleState, judge
+from edge_agent.interlocks.hold import Hold, release_hold, set_hold
+from edge_agent.interlocks.j1939 import CCVS, EEC1, ETC2, VEP1
+from edge_agent.interlocks.j1939_vehicle import BusSource, J1939Vehicle
+from edge_agent.interlocks.people import Gates
+from edge_agent.interlocks.safety import STRICT, Forbidden, Policy, VehicleState, judge
+from edge_agent.update.acts import Limits
 from firmware_flashers.base import Capabilities, TrustClass
 from shared.backoff import Backoff
 from shared.messages import Window

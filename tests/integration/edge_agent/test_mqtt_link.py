@@ -15,10 +15,10 @@ import bcrypt
 import pytest
 
 from control_plane.embedded.nats import EmbeddedNats, office_user, truck_user
-from edge_agent.journal import Change, Entry, Report
-from edge_agent.mqtt_connection import CONNACK_WITHIN_S, Broker
-from edge_agent.mqtt_link import MOST_IN_BATCH, MqttLink
-from edge_agent.store import Store
+from edge_agent.office.mqtt_connection import CONNACK_WITHIN_S, Broker
+from edge_agent.office.mqtt_link import MOST_IN_BATCH, MqttLink
+from edge_agent.store.journal import Change, Entry, Report
+from edge_agent.store.store import Store
 from shared import topics
 from shared.backoff import Backoff
 from shared.errors import OtaError

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from edge_agent.kept import KeptImages
-from edge_agent.release_plan import HealthBounds, ReleasePlan, plan_of
-from edge_agent.safety import Policy
-from edge_agent.store import Store
-from edge_agent.updater import ComponentAccess, Timing, Updater
+from edge_agent.interlocks.safety import Policy
+from edge_agent.store.release_plan import HealthBounds, ReleasePlan, plan_of
+from edge_agent.store.store import Store
+from edge_agent.update.kept import KeptImages
+from edge_agent.update.updater import ComponentAccess, Timing, Updater
 from firmware_flashers.base import (
     AccessDenied,
     Capabilities,

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from edge_agent.addresses import tls_context
 from edge_agent.config import Office
-from edge_agent.office_call import OfficeUnreachable, post
-from edge_agent.trusted_time import TrustedTime, tls_by
+from edge_agent.office.office_call import OfficeUnreachable, post
+from edge_agent.trust.trusted_time import TrustedTime, tls_by
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edge_agent.errors import ImageMissing, LinkLost, NoRoom, UrlExpired
-from edge_agent.safety import UNKNOWN
+from edge_agent.interlocks.safety import UNKNOWN
 from firmware_flashers.base import AccessDenied, BadImage, BusDown, NoAnswer, NotNow, NotProved
 from shared.messages import Window
 from shared.states import TruckStatus, UpdateState

@@ -20,12 +20,8 @@ import pytest_asyncio
 from cli.main import dispatch
 from control_plane.app import Office
 from control_plane.config import OfficeConfig
-from edge_agent import office_call
-from edge_agent import renewal as renewal_module
 from edge_agent.addresses import tls_context
 from edge_agent.app import run_agent
-from edge_agent.broker_access import broker_of
-from edge_agent.certificates import read_certificate
 from edge_agent.clock import Clock
 from edge_agent.config import AgentConfig, load_config
 from edge_agent.credentials import (
@@ -35,11 +31,15 @@ from edge_agent.credentials import (
     who_we_are,
     write_credentials,
 )
-from edge_agent.enrol import EnrolmentFailed, enrol
 from edge_agent.liveness import read_live
-from edge_agent.mqtt_link import MqttLink
-from edge_agent.renewal import CertificateRenewal
-from edge_agent.store import Store
+from edge_agent.office import office_call
+from edge_agent.office import renewal as renewal_module
+from edge_agent.office.broker_access import broker_of
+from edge_agent.office.certificates import read_certificate
+from edge_agent.office.enrol import EnrolmentFailed, enrol
+from edge_agent.office.mqtt_link import MqttLink
+from edge_agent.office.renewal import CertificateRenewal
+from edge_agent.store.store import Store
 from shared.backoff import Backoff
 from shared.messages import Manifest
 from shared.trust.keys import new_key

@@ -12,8 +12,8 @@ import pytest
 
 from edge_agent.clock import Clock
 from edge_agent.config import AgentConfig, load_config
-from edge_agent.j1939_vehicle import J1939Vehicle
-from edge_agent.safety import Forbidden, judge
+from edge_agent.interlocks.j1939_vehicle import J1939Vehicle
+from edge_agent.interlocks.safety import Forbidden, judge
 from firmware_flashers.registry import open_component
 from shared.errors import ConfigError
 from sim.mcu.esp32_mcu import Esp32Mcu

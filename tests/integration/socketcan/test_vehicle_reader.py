@@ -12,9 +12,9 @@ import msgspec
 import pytest
 
 from edge_agent.clock import Clock
-from edge_agent.j1939 import CCVS, EEC1, ETC2, VEP1
-from edge_agent.j1939_vehicle import BusSource, J1939Vehicle
-from edge_agent.safety import STRICT, Forbidden, Policy, judge
+from edge_agent.interlocks.j1939 import CCVS, EEC1, ETC2, VEP1
+from edge_agent.interlocks.j1939_vehicle import BusSource, J1939Vehicle
+from edge_agent.interlocks.safety import STRICT, Forbidden, Policy, judge
 from sim.vehicle_bus import BRAKE_CONTROLLER, COMPUTER, ENGINE, STATES, TRANSMISSION, SimVehicle
 
 pytestmark = pytest.mark.socketcan

@@ -11,9 +11,9 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.downloader import Downloader
+from edge_agent.delivery.downloader import Downloader
+from edge_agent.delivery.transfer import Network
 from edge_agent.errors import LinkLost
-from edge_agent.transfer import Network
 from shared.trust.document import WrongImage
 
 IMAGE = random.Random(11).randbytes(20_000)

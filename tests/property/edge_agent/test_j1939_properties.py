@@ -7,9 +7,21 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.j1939 import CCVS, EEC1, ETC2, GROUP_OF, GROUPS, VEP1, Spn, Validity, decode, make_id, read_id
-from edge_agent.safety import Policy
-from edge_agent.signals import Reading, Signals, Tracker, judge_signals
+from edge_agent.interlocks.j1939 import (
+    CCVS,
+    EEC1,
+    ETC2,
+    GROUP_OF,
+    GROUPS,
+    VEP1,
+    Spn,
+    Validity,
+    decode,
+    make_id,
+    read_id,
+)
+from edge_agent.interlocks.safety import Policy
+from edge_agent.interlocks.signals import Reading, Signals, Tracker, judge_signals
 from shared.trust.uptane.safety_policy import SafetyPolicy
 
 FRAME = st.binary(min_size=8, max_size=8)

@@ -13,8 +13,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from edge_agent.journal import Report
-from edge_agent.store import Store
+from edge_agent.store.journal import Report
+from edge_agent.store.store import Store
 from shared.messages import Command, CommandTarget, Rejected, Status
 from shared.states import TruckStatus
 

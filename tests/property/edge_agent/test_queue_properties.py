@@ -15,11 +15,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from edge_agent import queue_bounds
 from edge_agent.errors import OutboxFull
-from edge_agent.journal import Change, Report
-from edge_agent.queue_bounds import Queue, QueueLimits
-from edge_agent.store import Store
+from edge_agent.store import queue_bounds
+from edge_agent.store.journal import Change, Report
+from edge_agent.store.queue_bounds import Queue, QueueLimits
+from edge_agent.store.store import Store
 from shared.messages import Command, CommandTarget, Sample, Status
 from shared.states import TruckStatus, UpdateState
 

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent import release as release_values
-from edge_agent.journal import BEGUN, Entry
-from edge_agent.release import Former, Release
-from edge_agent.release_machine import FORWARD_RESTARTS
-from edge_agent.release_plan import USUAL_ATTEMPTS, BadPlan, Part, PlannedTarget, ReleasePlan, plan_of
-from edge_agent.update_events import (
+from edge_agent.store import release as release_values
+from edge_agent.store.journal import BEGUN, Entry
+from edge_agent.store.release import Former, Release
+from edge_agent.store.release_plan import USUAL_ATTEMPTS, BadPlan, Part, PlannedTarget, ReleasePlan, plan_of
+from edge_agent.update.release_machine import FORWARD_RESTARTS
+from edge_agent.update.update_events import (
     Act,
     Activated,
     AllProved,
@@ -43,7 +43,7 @@ from edge_agent.update_events import (
     Unsafe,
     Verified,
 )
-from edge_agent.update_machine import RECOVERY, decide
+from edge_agent.update.update_machine import RECOVERY, decide
 from shared.messages import Command, CommandTarget, Error, Status, TargetResult
 from shared.states import UPDATE_MOVES, TruckStatus, UpdateState
 

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.known_images import KnownImages
-from edge_agent.manifest_key import load_or_make_key
-from edge_agent.manifest_state import ManifestState
-from edge_agent.metadata_source import BundleSource
-from edge_agent.selection import TruckEcu, TruckEcus
-from edge_agent.trust_store import sealed, unsealed
-from edge_agent.vehicle_manifest import VehicleManifests
+from edge_agent.trust.known_images import KnownImages
+from edge_agent.trust.manifest_key import load_or_make_key
+from edge_agent.trust.manifest_state import ManifestState
+from edge_agent.trust.metadata_source import BundleSource
+from edge_agent.trust.selection import TruckEcu, TruckEcus
+from edge_agent.trust.trust_store import sealed, unsealed
+from edge_agent.trust.vehicle_manifest import VehicleManifests
 from shared.messages import Installed
 from shared.trust.uptane.errors import MetadataRefused
 from shared.trust.uptane.manifest import read_manifest

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from edge_agent.journal import BEGUN, Entry
-from edge_agent.update_events import (
+from edge_agent.store.journal import BEGUN, Entry
+from edge_agent.update.update_events import (
     Act,
     Activated,
     CancelAsked,
@@ -34,7 +34,7 @@ from edge_agent.update_events import (
     Unsafe,
     Verified,
 )
-from edge_agent.update_machine import (
+from edge_agent.update.update_machine import (
     ACT_OF,
     FREE_RESTARTS,
     MOST_RESTARTS,

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from edge_agent.ecus import ComponentAccess, Ecus, Limits
+from edge_agent.update.ecus import ComponentAccess, Ecus, Limits
 from firmware_flashers.base import Identity
 
 

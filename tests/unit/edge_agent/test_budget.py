@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.budget import BOOK_BYTES, DAY_S, MOST_JOBS, Booking, Budget, BudgetLimits
 from edge_agent.clock import Clock
+from edge_agent.delivery.budget import BOOK_BYTES, DAY_S, MOST_JOBS, Booking, Budget, BudgetLimits
+from edge_agent.delivery.links import Pace
 from edge_agent.errors import OverBudget
-from edge_agent.links import Pace
 
 MIB = 1024 * 1024
 LIMITS = BudgetLimits(job_bytes=10 * MIB, day_bytes=20 * MIB, links={"wifi": None, "sat": 2 * MIB})

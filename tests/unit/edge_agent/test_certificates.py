@@ -13,7 +13,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.certificates import (
+from edge_agent.office.certificates import (
     BadCertificate,
     Certificate,
     Standing,
@@ -24,7 +24,7 @@ from edge_agent.certificates import (
     read_certificate,
     show_pair,
 )
-from edge_agent.renewal import Situation, why_ask
+from edge_agent.office.renewal import Situation, why_ask
 from shared.certificates import proves
 
 BEGAN = datetime(2026, 12, 1, tzinfo=UTC)

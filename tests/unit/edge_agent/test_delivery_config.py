@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.delivery_config import MIB, read_downloads, read_queue
-from edge_agent.links import ANY_WAY, Way
-from edge_agent.queue_bounds import QueueLimits
+from edge_agent.delivery.delivery_config import MIB, read_downloads, read_queue
+from edge_agent.delivery.links import ANY_WAY, Way
 from edge_agent.sections import Section
+from edge_agent.store.queue_bounds import QueueLimits
 from shared.errors import ConfigError
 
 

@@ -9,16 +9,29 @@ from typing import Any
 import pytest
 from msgspec import UNSET
 
-from edge_agent import release as releases
-from edge_agent.authority import Order, Orders
 from edge_agent.errors import HealthUnknown
-from edge_agent.health import against_beats, against_faults, bounds_of, check_can_tell, fresh_faults, watching
-from edge_agent.heartbeat import Beats, Pulse, Sender
-from edge_agent.j1939 import CCVS, make_id
-from edge_agent.j1939_vehicle import BusSource, filters_of
-from edge_agent.release import Former, Release
-from edge_agent.release_plan import FaultBounds, HealthBounds, HeartbeatBounds, PlannedTarget, ReleasePlan
-from edge_agent.safety import STRICT
+from edge_agent.interlocks.heartbeat import Beats, Pulse, Sender
+from edge_agent.interlocks.j1939 import CCVS, make_id
+from edge_agent.interlocks.j1939_vehicle import BusSource, filters_of
+from edge_agent.interlocks.safety import STRICT
+from edge_agent.store import release as releases
+from edge_agent.store.release import Former, Release
+from edge_agent.store.release_plan import (
+    FaultBounds,
+    HealthBounds,
+    HeartbeatBounds,
+    PlannedTarget,
+    ReleasePlan,
+)
+from edge_agent.update.authority import Order, Orders
+from edge_agent.update.health import (
+    against_beats,
+    against_faults,
+    bounds_of,
+    check_can_tell,
+    fresh_faults,
+    watching,
+)
 from firmware_flashers.base import FlashError, TroubleCode
 from shared.trust.uptane.health import Health, Heartbeat, TroubleCodes
 from shared.trust.uptane.release_document import ReleaseTarget

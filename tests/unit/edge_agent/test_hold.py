@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.hold import AlreadyHeld, Hold, hold_path, read_hold, release_hold, set_hold
+from edge_agent.interlocks.hold import AlreadyHeld, Hold, hold_path, read_hold, release_hold, set_hold
 
 MINE = Hold(by="ivanov", why="blasting", at=datetime(2027, 1, 1, tzinfo=UTC))
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent import inhibit
-from edge_agent.inhibit import Inhibitor
+from edge_agent.gateway import inhibit
+from edge_agent.gateway.inhibit import Inhibitor
 
 
 async def until(condition: Callable[[], bool]) -> None:

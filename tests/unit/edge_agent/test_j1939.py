@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_agent.j1939 import (
+from edge_agent.interlocks.j1939 import (
     CCVS,
     EEC1,
     ETC2,

@@ -11,8 +11,8 @@ import can
 import pytest
 
 from edge_agent.clock import Clock
-from edge_agent.j1939 import CCVS, EEC1, make_id
-from edge_agent.j1939_vehicle import BusSource, J1939Vehicle, address_of, filters_of
+from edge_agent.interlocks.j1939 import CCVS, EEC1, make_id
+from edge_agent.interlocks.j1939_vehicle import BusSource, J1939Vehicle, address_of, filters_of
 from shared.backoff import Backoff
 
 SOURCE = BusSource(
@@ -146,7 +146,7 @@ async def test_trouble_forgets_what_was_heard(
         return buses[-1]
 
     monkeypatch.setattr(can, "Bus", open_bus)
-    monkeypatch.setattr("edge_agent.j1939_vehicle.filters_in_driver", lambda _: True)
+    monkeypatch.setattr("edge_agent.interlocks.j1939_vehicle.filters_in_driver", lambda _: True)
     vehicle = J1939Vehicle(SOURCE, Clock(), backoff=Backoff(first_s=0.01, most_s=0.01), beat_s=0.01)
 
     async def heard(wanted: bool) -> None:

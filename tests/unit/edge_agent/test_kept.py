@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from edge_agent.errors import StoreFailed
-from edge_agent.kept import KeptImages
-from edge_agent.release import Former
+from edge_agent.store.release import Former
+from edge_agent.update.kept import KeptImages
 from shared.messages import CommandTarget
 
 FORMER = {"brakes": Former(version="1", sha256="a" * 64, is_kept=True)}

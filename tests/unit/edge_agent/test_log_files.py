@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.log_files import AGAIN_AFTER_S, LogFiles, TeeLog
+from edge_agent.gateway.log_files import AGAIN_AFTER_S, LogFiles, TeeLog
 
 
 def line(number: int) -> str:

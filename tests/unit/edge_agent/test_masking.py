@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.masking import MASK, Masker
+from edge_agent.hands.masking import MASK, Masker
 
 SECRET = bytes(range(200, 232))
 

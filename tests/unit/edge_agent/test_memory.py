@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.__main__ import config_of_run
-from edge_agent.memory import SMAPS, unchanged_file_mappings
+from edge_agent.gateway.memory import SMAPS, unchanged_file_mappings
 
 NOT_AT_REST = {
     # a person's command line and its tables
@@ -122,7 +122,7 @@ def test_what_is_let_go_of_comes_back_when_it_is_used() -> None:
     said = python(
         "import sqlite3, ssl\n"
         "from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey\n"
-        "from edge_agent.memory import give_back\n"
+        "from edge_agent.gateway.memory import give_back\n"
         "def file_kib():\n"
         "    [line] = [l for l in open('/proc/self/status') if l.startswith('RssFile')]\n"
         "    return int(line.split()[1])\n"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent import notify
 from edge_agent.app import feed_watchdog
-from edge_agent.notify import Manager, Notifier, Pulses
+from edge_agent.gateway import notify
+from edge_agent.gateway.notify import Manager, Notifier, Pulses
 
 
 @pytest.fixture(params=["path", "abstract"])

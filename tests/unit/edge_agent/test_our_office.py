@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from edge_agent.transfer import OurOffice
+from edge_agent.delivery.transfer import OurOffice
 
 TOKEN = "secret-token"
 

@@ -13,9 +13,9 @@ import msgspec
 import pytest
 
 from edge_agent.clock import Clock
-from edge_agent.hold import Hold, hold_path, release_hold, set_hold
-from edge_agent.people import BadConsent, Gates
-from edge_agent.safety import (
+from edge_agent.interlocks.hold import Hold, hold_path, release_hold, set_hold
+from edge_agent.interlocks.people import BadConsent, Gates
+from edge_agent.interlocks.safety import (
     NOBODY,
     Allowed,
     Consent,

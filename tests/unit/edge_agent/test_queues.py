@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent import queue_bounds
 from edge_agent.errors import StoreFailed
-from edge_agent.journal import Report
-from edge_agent.pending import MOST_SAMPLES
-from edge_agent.queue_bounds import Queue, QueueLimits
-from edge_agent.samples import MOST_IN_MESSAGE
-from edge_agent.sqlite import load_migrations
-from edge_agent.store import Store
+from edge_agent.store import queue_bounds
+from edge_agent.store.journal import Report
+from edge_agent.store.pending import MOST_SAMPLES
+from edge_agent.store.queue_bounds import Queue, QueueLimits
+from edge_agent.store.samples import MOST_IN_MESSAGE
+from edge_agent.store.sqlite import load_migrations
+from edge_agent.store.store import Store
 from shared.messages import Command, CommandTarget, Sample
 from shared.states import TruckStatus
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from edge_agent.clock import BUILT_AT, Clock
-from edge_agent.counters import Counters
 from edge_agent.errors import CountersUnknown, StoreFailed
-from edge_agent.safety import UNKNOWN, Allowed, Forbidden, Policy, VehicleState, judge
-from edge_agent.vehicle import BenchVehicle, FileVehicle
+from edge_agent.interlocks.safety import UNKNOWN, Allowed, Forbidden, Policy, VehicleState, judge
+from edge_agent.interlocks.vehicle import BenchVehicle, FileVehicle
+from edge_agent.trust.counters import Counters
 
 GOOD = VehicleState(parked=True, engine_off=True, voltage_v=24.0, age_s=1.0)
 LAX = Policy(need_parked=False, need_engine_off=False, least_voltage_v=None)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from edge_agent.config import AgentConfig, load_config
-from edge_agent.j1939 import CCVS, EEC1, ETC2, VEP1
-from edge_agent.safety import Policy
-from edge_agent.signals import FASTEST_RPM
+from edge_agent.interlocks.j1939 import CCVS, EEC1, ETC2, VEP1
+from edge_agent.interlocks.safety import Policy
+from edge_agent.interlocks.signals import FASTEST_RPM
 from shared.errors import ConfigError
 from shared.trust.keys import new_key
 from shared.trust.uptane.safety_policy import LOOSEST, Period, SafetyPolicy

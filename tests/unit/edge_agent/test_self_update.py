@@ -15,10 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent import trial
-from edge_agent.counters import Counters
-from edge_agent.launch import BASE_VARIABLE, FOLDER_VARIABLE
-from edge_agent.self_update import (
+from edge_agent.gateway import trial
+from edge_agent.gateway.launch import BASE_VARIABLE, FOLDER_VARIABLE
+from edge_agent.gateway.self_update import (
     HEALTHY_AFTER_S,
     LINK_WITHIN_S,
     MOST_STARTS,
@@ -32,6 +31,7 @@ from edge_agent.self_update import (
     on_start,
     staged,
 )
+from edge_agent.trust.counters import Counters
 
 PYTHON = Path(sys.executable).resolve()
 OLD = State(base="1.0", current="1.1")
@@ -275,7 +275,7 @@ def test_only_the_current_version_stays_beside_a_new_one(tmp_path: Path) -> None
     assert versions.present() == {"1.2", "1.3"}
 
 
-LAUNCH = [sys.executable, "-I", "-m", "edge_agent.launch"]
+LAUNCH = [sys.executable, "-I", "-m", "edge_agent.gateway.launch"]
 
 
 def launched(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:

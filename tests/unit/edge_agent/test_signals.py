@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge_agent.j1939 import GROUP_OF, PARK, Decoded, Spn, Validity
-from edge_agent.signals import MOST_SPANS, SPAN_S, Reading, Signals, Tracker, judge_signals
+from edge_agent.interlocks.j1939 import GROUP_OF, PARK, Decoded, Spn, Validity
+from edge_agent.interlocks.signals import MOST_SPANS, SPAN_S, Reading, Signals, Tracker, judge_signals
 from shared.causes import SENTENCES, WORDS, Cause, sentence
 from shared.trust.uptane.safety_policy import LOOSEST, SafetyPolicy
 

@@ -12,12 +12,12 @@ import msgspec
 import pytest
 
 from edge_agent.errors import OutboxFull, StoreBusy, StoreFailed, StoreMissing
-from edge_agent.journal import Asked, Change, Report
-from edge_agent.queue_bounds import QueueLimits
-from edge_agent.release import Former, Release
-from edge_agent.release_plan import PlannedTarget, ReleasePlan
-from edge_agent.sqlite import MOST_SET_ASIDE, load_migrations
-from edge_agent.store import Store
+from edge_agent.store.journal import Asked, Change, Report
+from edge_agent.store.queue_bounds import QueueLimits
+from edge_agent.store.release import Former, Release
+from edge_agent.store.release_plan import PlannedTarget, ReleasePlan
+from edge_agent.store.sqlite import MOST_SET_ASIDE, load_migrations
+from edge_agent.store.store import Store
 from shared.messages import Command, CommandTarget, Rejected, Status
 from shared.states import TruckStatus, UpdateState
 
@@ -454,7 +454,7 @@ async def test_manifest_numbers_grow(store: Store) -> None:
 
 
 async def test_ended_jobs_are_forgotten_in_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_agent.inbox.MOST_ENDED", 3)
+    monkeypatch.setattr("edge_agent.store.inbox.MOST_ENDED", 3)
     for number in range(10):
         await store.take_command(make_command(f"job-{number}", kind="cancel"))
     await store.take_command(make_command("live"))

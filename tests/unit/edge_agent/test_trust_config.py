@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.config import AgentConfig, load_config
-from edge_agent.selection import TruckEcus
+from edge_agent.trust.selection import TruckEcus
 from shared.errors import ConfigError
 from shared.trust.keys import new_key
 from sim.uptane_world import UptaneWorld

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from edge_agent.errors import DocumentMismatch, UnknownComponent
-from edge_agent.known_images import KnownImages
-from edge_agent.selection import TruckEcu, TruckEcus, TrustedTarget, targets_of
-from edge_agent.trust_files import selection_id
+from edge_agent.trust.known_images import KnownImages
+from edge_agent.trust.selection import TruckEcu, TruckEcus, TrustedTarget, targets_of
+from edge_agent.trust.trust_files import selection_id
 from shared.messages import CommandTarget, Installed
 from shared.release import FirmwareSpec, Incompatible
 from shared.trust.document import make_document

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from edge_agent.errors import StoreFailed
-from edge_agent.trust_config import Roots
-from edge_agent.trust_store import MARK, STORE, TrustKeeper, sealed, unsealed
+from edge_agent.trust.trust_config import Roots
+from edge_agent.trust.trust_store import MARK, STORE, TrustKeeper, sealed, unsealed
 from shared.trust.uptane.errors import MetadataRefused, StoreUnreadable
 from sim.uptane_world import BUILT_AT, NOW, UptaneWorld
 

@@ -12,12 +12,12 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, Targets
 from tuf.api.serialization.json import JSONSerializer
 
-from edge_agent.authority import Documents
 from edge_agent.clock import Clock
-from edge_agent.counters import Counters
 from edge_agent.errors import ImageMissing, OlderRelease
-from edge_agent.journal import Entry
-from edge_agent.verifier import Verifier
+from edge_agent.store.journal import Entry
+from edge_agent.trust.counters import Counters
+from edge_agent.trust.verifier import Verifier
+from edge_agent.update.authority import Documents
 from shared.messages import Command, CommandTarget
 from shared.release import FirmwareSpec, Incompatible
 from shared.states import UpdateState

@@ -20,27 +20,27 @@ import pytest
 from securesystemslib.signer import Signer
 
 from edge_agent.clock import boot_s
-from edge_agent.counters import Counters
-from edge_agent.directed import DirectedAuthority, bundles_folder
-from edge_agent.downloader import Downloader
-from edge_agent.kept import KeptImages
-from edge_agent.known_images import KnownImages
-from edge_agent.manifest_key import load_or_make_key
-from edge_agent.manifest_state import ManifestState
-from edge_agent.metadata import Metadata
-from edge_agent.metadata_source import FetchLimits, OfficeSource
-from edge_agent.safety import Policy, VehicleState
-from edge_agent.selection import TruckEcu, TruckEcus
-from edge_agent.store import Store
-from edge_agent.transfer import Network, OurOffice
-from edge_agent.trust_chain import TrustChain
-from edge_agent.trust_config import Roots
-from edge_agent.trust_files import TrustFiles
-from edge_agent.trust_store import TrustKeeper
-from edge_agent.trusted_time import TimeAsker, TrustedTime
-from edge_agent.updater import ComponentAccess, Timing, Updater, no_kill
-from edge_agent.vehicle_manifest import ManifestOffice, VehicleManifests
-from edge_agent.verifier import Verifier
+from edge_agent.delivery.downloader import Downloader
+from edge_agent.delivery.transfer import Network, OurOffice
+from edge_agent.interlocks.safety import Policy, VehicleState
+from edge_agent.store.store import Store
+from edge_agent.trust.counters import Counters
+from edge_agent.trust.known_images import KnownImages
+from edge_agent.trust.manifest_key import load_or_make_key
+from edge_agent.trust.manifest_state import ManifestState
+from edge_agent.trust.metadata import Metadata
+from edge_agent.trust.metadata_source import FetchLimits, OfficeSource
+from edge_agent.trust.selection import TruckEcu, TruckEcus
+from edge_agent.trust.trust_chain import TrustChain
+from edge_agent.trust.trust_config import Roots
+from edge_agent.trust.trust_files import TrustFiles
+from edge_agent.trust.trust_store import TrustKeeper
+from edge_agent.trust.trusted_time import TimeAsker, TrustedTime
+from edge_agent.trust.vehicle_manifest import ManifestOffice, VehicleManifests
+from edge_agent.trust.verifier import Verifier
+from edge_agent.update.directed import DirectedAuthority, bundles_folder
+from edge_agent.update.kept import KeptImages
+from edge_agent.update.updater import ComponentAccess, Timing, Updater, no_kill
 from firmware_flashers.base import (
     Capabilities,
     FirmwareImage,

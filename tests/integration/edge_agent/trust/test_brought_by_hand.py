@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from edge_agent import asks as asks_module
-from edge_agent import cli_install, local_bundle
-from edge_agent.asks import Asks
 from edge_agent.cli import app
 from edge_agent.config import AgentConfig, load_config
-from edge_agent.directed import bundles_folder
-from edge_agent.enrol import Credentials, Enrolled, write_credentials
+from edge_agent.hands import asks as asks_module
+from edge_agent.hands import cli_install, local_bundle
+from edge_agent.hands.asks import Asks
+from edge_agent.office.enrol import Credentials, Enrolled, write_credentials
+from edge_agent.update.directed import bundles_folder
 from shared.trust.document import make_document
 from shared.trust.keys import load_signer, new_key
 from shared.trust.uptane.offline import offline_file

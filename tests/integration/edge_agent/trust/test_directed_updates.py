@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from edge_agent.errors import CountersUnknown
-from edge_agent.journal import Change
-from edge_agent.update_machine import MOST_TRIES
+from edge_agent.store.journal import Change
+from edge_agent.update.update_machine import MOST_TRIES
 from firmware_flashers.base import Capabilities, FlashError, NoAnswer, NotProved, TrustClass
 from shared.backoff import Backoff
 from shared.states import UpdateState

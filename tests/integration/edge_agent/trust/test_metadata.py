@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from edge_agent import metadata as metadata_module
 from edge_agent.errors import StoreFailed
-from edge_agent.metadata import CUTS_BEFORE_ALARM, SelectionChanged
-from edge_agent.metadata_source import FetchLimits
+from edge_agent.trust import metadata as metadata_module
+from edge_agent.trust.metadata import CUTS_BEFORE_ALARM, SelectionChanged
+from edge_agent.trust.metadata_source import FetchLimits
 from shared.trust.uptane.errors import Expired, MetadataRefused, StoreUnreadable
 from shared.trust.uptane.store import TrustedStore
 from shared.trust.uptane.time_policy import TimePolicy
@@ -394,7 +394,7 @@ async def test_a_selection_that_can_not_be_kept_is_none(fleet: Any, monkeypatch:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("edge_agent.trust_files.write_whole", full)
+        patch.setattr("edge_agent.trust.trust_files.write_whole", full)
         with pytest.raises(StoreFailed):
             await fleet.metadata.refresh()
     assert await fleet.refused() is None

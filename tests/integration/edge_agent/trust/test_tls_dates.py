@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import NameOID
 
-from edge_agent.trusted_time import tls_by
+from edge_agent.trust.trusted_time import tls_by
 from shared.trust.uptane.time_policy import TimePolicy
 from sim.uptane_world import UptaneWorld
 

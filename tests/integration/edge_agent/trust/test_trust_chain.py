@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from edge_agent.config import AgentConfig, load_config
-from edge_agent.enrol import Enrolled
-from edge_agent.selection import targets_of
-from edge_agent.trust_chain import TrustChain, open_trust
+from edge_agent.office.enrol import Enrolled
+from edge_agent.trust.selection import targets_of
+from edge_agent.trust.trust_chain import TrustChain, open_trust
 from shared.messages import Installed
 from shared.trust.keys import new_key
 from shared.trust.uptane.manifest import read_manifest

@@ -14,8 +14,8 @@ import msgspec
 import pytest
 
 from edge_agent.errors import StoreFailed
-from edge_agent.manifest_key import PRIVATE, PUBLIC, load_or_make_key
-from edge_agent.manifest_state import MOST_ALARMS, STATE_LOST, State
+from edge_agent.trust.manifest_key import PRIVATE, PUBLIC, load_or_make_key
+from edge_agent.trust.manifest_state import MOST_ALARMS, STATE_LOST, State
 from shared.errors import ConfigError
 from shared.messages import Installed
 from shared.trust.keys import load_public
@@ -208,7 +208,7 @@ async def test_a_full_disk_sends_nothing_that_is_not_written(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("edge_agent.manifest_state._write", full)
+        patch.setattr("edge_agent.trust.manifest_state._write", full)
         with pytest.raises(StoreFailed):
             await fleet.manifests.make()
         await fleet.manifests.alarm("lost")

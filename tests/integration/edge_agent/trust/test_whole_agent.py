@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from control_plane.embedded.nats import EmbeddedNats, office_user, truck_user
 from edge_agent.app import run_agent
 from edge_agent.config import load_config
-from edge_agent.enrol import Credentials, Enrolled, write_credentials
+from edge_agent.office.enrol import Credentials, Enrolled, write_credentials
 from shared import topics
 from shared.messages import Ack, Command, CommandTarget, Hello, Status, StatusBatch
 from shared.trust.uptane.manifest import read_manifest

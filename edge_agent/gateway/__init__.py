@@ -1,0 +1,1 @@
+"""The gateway's own life: systemd, logs, versions of the agent itself."""

@@ -1,0 +1,1 @@
+"""May an ECU be flashed now: vehicle, people, calendar."""

@@ -1,0 +1,1 @@
+"""The way to the office: enrolment, MQTT, addresses."""

@@ -1,0 +1,1 @@
+"""What may be flashed at all: signatures, metadata, counters, time, manifests."""

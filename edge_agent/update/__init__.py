@@ -1,0 +1,1 @@
+"""One update: decided purely, written to the journal, done act by act."""
