@@ -8,8 +8,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from control_plane.bodies import receive_file
 from control_plane.devices.api import LABEL, WORD, DeviceId
-from control_plane.director.bundle import MOST_BUNDLE_BYTES, receive_file
+from control_plane.director.bundle import MOST_BUNDLE_BYTES
 from control_plane.director.model import EcuRecord
 from control_plane.director.repository import ImageRepositoryService
 from control_plane.director.service import DirectorService, Inventory

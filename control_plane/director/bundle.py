@@ -6,66 +6,21 @@ A name is looked up in the tar as the repository serves it (`timestamp.json`, `3
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import tarfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Self
 
-from starlette.requests import ClientDisconnect, Request
-
-from control_plane.errors import Invalid, TooLarge
-from control_plane.storage.base import StoreUnavailable
+from control_plane.errors import Invalid
 
 MOST_BUNDLE_BYTES = 1024 * 1024 * 1024
 MOST_MEMBERS = 20_000
 MOST_HEADER_BYTES = 64 * 1024
 PLAIN_TYPES = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE})
-NEXT_BYTES_WITHIN_S = 60.0
 CHUNK_BYTES = 256 * 1024
-
-
-async def receive_body(request: Request, most: int) -> bytes:
-    """A small body whole. Raises TooLarge or Invalid without reading on."""
-    whole = bytearray()
-    async for chunk in _chunks(request, most):
-        whole += chunk
-    return bytes(whole)
-
-
-async def receive_file(request: Request, path: Path, most: int) -> None:
-    """A body into a file. Raises TooLarge, Invalid or StoreUnavailable without reading on."""
-    try:
-        file = await asyncio.to_thread(path.open, "wb")
-        try:
-            async for chunk in _chunks(request, most):
-                await asyncio.to_thread(file.write, chunk)
-        finally:
-            await asyncio.to_thread(file.close)
-    except OSError as error:
-        raise StoreUnavailable(f"the bundle can't be written: {error.strerror}") from error
-
-
-async def _chunks(request: Request, most: int) -> AsyncIterator[bytes]:
-    stream = request.stream()
-    total = 0
-    while True:
-        try:
-            async with asyncio.timeout(NEXT_BYTES_WITHIN_S):
-                chunk = await anext(stream, None)
-        except TimeoutError as error:
-            raise Invalid(f"nothing came for {NEXT_BYTES_WITHIN_S:.0f} s", retryable=True) from error
-        except ClientDisconnect as error:
-            raise Invalid("the upload broke off", retryable=True) from error
-        if chunk is None:
-            return
-        total += len(chunk)
-        if total > most:
-            raise TooLarge(f"at most {most} bytes are taken here")
-        yield chunk
 
 
 @dataclass(frozen=True, kw_only=True)

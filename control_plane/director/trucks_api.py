@@ -14,8 +14,8 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
+from control_plane.bodies import receive_whole
 from control_plane.devices.api import DeviceId
-from control_plane.director.bundle import receive_body
 from control_plane.director.manifests import ManifestService
 from control_plane.director.repository import TIMESTAMP, ImageRepositoryService
 from control_plane.director.service import DirectorService
@@ -90,7 +90,7 @@ def make_router(
     async def post_vehicle_manifest(request: Request, by: Device, device_id: DeviceId) -> ManifestTaken:
         """Take over what each ECU of this truck holds, as its gateway signed it. May be repeated."""
         _check_own(by, device_id)
-        heard = await manifests.take(device_id, await receive_body(request, MOST_MANIFEST_BYTES))
+        heard = await manifests.take(device_id, await receive_whole(request, MOST_MANIFEST_BYTES))
         return ManifestTaken(
             repeated=heard.repeated,
             alarms=[

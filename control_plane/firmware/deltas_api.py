@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
+from control_plane.bodies import receive_file
 from control_plane.firmware.deltas import DeltaRecord, DeltaService
-from control_plane.firmware.upload import receive_plain
 from control_plane.storage.answers import MEDIA_TYPE
 from control_plane.storage.incoming import Incoming
 from control_plane.storage.urls import SHA256_PATTERN
@@ -66,7 +66,7 @@ def make_router(deltas: DeltaService, incoming: Incoming) -> APIRouter:
     ) -> DeltaOut:
         """Give a delta; it is applied to the base at once, and kept when the image comes out."""
         async with incoming.file() as path:
-            await receive_plain(request, path, MOST_DELTA_BYTES)
+            await receive_file(request, path, MOST_DELTA_BYTES)
             taken, is_new = await deltas.take(path, base_sha256=base_sha256, sha256=sha256, by=by.name)
         response.status_code = 201 if is_new else 200
         return _out(taken)

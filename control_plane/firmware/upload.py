@@ -7,15 +7,15 @@ stream is read here, after authentication, and refused at the first byte too man
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
+from control_plane.bodies import body_chunks, write_all
 from control_plane.errors import Invalid, TooLarge
 from control_plane.storage.base import StoreUnavailable
 from shared.release import MAX_IMAGE_BYTES
@@ -26,7 +26,6 @@ BOUNDS = {"document": MAX_DOCUMENT_BYTES, "image": MAX_IMAGE_BYTES, "notes": MOS
 REQUIRED = ("document", "image")
 # Boundaries and part headers; three parts of at most eight bounded headers fit easily.
 MOST_BODY_BYTES = sum(BOUNDS.values()) + 128 * 1024
-NEXT_BYTES_WITHIN_S = 60.0
 
 
 @dataclass(kw_only=True)
@@ -123,39 +122,6 @@ async def receive(request: Request, image: Path) -> Upload:
     return Upload(document=bytes(parts.small["document"]), notes=notes)
 
 
-async def receive_plain(request: Request, path: Path, most: int) -> None:
-    """A body of `most` bytes at most into a file. Raises TooLarge, Invalid or StoreUnavailable."""
-    try:
-        file = await asyncio.to_thread(path.open, "wb", 0)
-        try:
-            async for chunk in _chunks(request, most):
-                await asyncio.to_thread(_write_all, file, chunk)
-        finally:
-            await asyncio.to_thread(file.close)
-    except OSError as error:
-        raise StoreUnavailable(f"the upload can't be written: {error.strerror}") from error
-
-
-async def _chunks(request: Request, most: int) -> AsyncIterator[bytes]:
-    """The body as it comes. Raises TooLarge, or Invalid when it breaks off or nothing comes for long."""
-    stream = request.stream()
-    total = 0
-    while True:
-        try:
-            async with asyncio.timeout(NEXT_BYTES_WITHIN_S):
-                chunk = await anext(stream, None)
-        except TimeoutError as error:
-            raise Invalid(f"nothing came for {NEXT_BYTES_WITHIN_S:.0f} s", retryable=True) from error
-        except ClientDisconnect as error:
-            raise Invalid("the upload broke off", retryable=True) from error
-        if chunk is None:
-            return
-        total += len(chunk)
-        if total > most:
-            raise TooLarge(f"an upload here has at most {most} bytes")
-        yield chunk
-
-
 def _parser(request: Request, parts: _Parts) -> MultipartParser:
     kind, options = parse_options_header(request.headers.get("content-type", "").encode("latin-1"))
     boundary = options.get(b"boundary", b"")
@@ -183,19 +149,13 @@ def _parser(request: Request, parts: _Parts) -> MultipartParser:
 
 
 async def _read(request: Request, parser: MultipartParser, parts: _Parts, file: IO[bytes]) -> None:
-    async for chunk in _chunks(request, MOST_BODY_BYTES):
+    async for chunk in body_chunks(request, MOST_BODY_BYTES):
         try:
             parser.write(chunk)
         except FormParserError as error:
             raise Invalid(f"the upload can't be read: {error}") from error
         if parts.pending:
-            await asyncio.to_thread(_write_all, file, b"".join(parts.pending))
+            await asyncio.to_thread(write_all, file, b"".join(parts.pending))
             parts.pending.clear()
     if not parts.ended:
         raise Invalid("the upload ends in its middle", retryable=True)
-
-
-def _write_all(file: IO[bytes], data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[file.write(left) :]

@@ -12,7 +12,6 @@ many. A file that can't be read is begun anew: it is about money, not about safe
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import msgspec
 
 from edge_agent.clock import Clock
 from edge_agent.errors import OverBudget
+from edge_agent.safe_files import read_bounded, write_whole
 from shared.logs import get_log
 
 log = get_log("edge_agent.budget")
@@ -83,7 +83,7 @@ class Budget:
         now_s, wall_s = clock.boot_s(), clock.now().timestamp()
         fresh = _Spent(boot_id=boot_id, boot_s=now_s, wall_s=wall_s, day_s=0.0, day={}, jobs={})
         try:
-            raw = await asyncio.to_thread(_read, path)
+            raw = await asyncio.to_thread(read_bounded, path, MOST_FILE_BYTES)
             spent = msgspec.json.decode(raw, type=_Spent)
         except FileNotFoundError:
             spent = fresh
@@ -139,7 +139,7 @@ class Budget:
         spent.boot_id, spent.boot_s = self._boot_id, now_s
         spent.wall_s, spent.day_s = self._clock.now().timestamp(), now_s - self._day_began_s
         try:
-            await asyncio.to_thread(_write, self._path, msgspec.json.encode(spent))
+            await asyncio.to_thread(write_whole, self._path, msgspec.json.encode(spent))
         except OSError as error:
             log.warning("budget.not_written", why=str(error))
 
@@ -177,21 +177,3 @@ class Booking:
         if self._budget is not None and self._ahead:
             await self._budget.book(-self._ahead, job_id=self._job_id, link=self._link)
             self._ahead = 0
-
-
-def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
-        raw = file.read(MOST_FILE_BYTES + 1)
-    if len(raw) > MOST_FILE_BYTES:
-        raise ValueError(f"over {MOST_FILE_BYTES} bytes")
-    return raw
-
-
-def _write(path: Path, raw: bytes) -> None:
-    fresh = path.with_name(path.name + ".new")
-    with fresh.open("wb") as file:
-        fresh.chmod(0o600)
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)

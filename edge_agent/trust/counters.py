@@ -8,12 +8,12 @@ refuses every new flash (CountersUnknown); an ECU whose flash has begun is finis
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 
 import msgspec
 
 from edge_agent.errors import CountersUnknown, StoreFailed
+from edge_agent.safe_files import read_bounded, write_whole
 from shared.logs import get_log
 
 log = get_log("edge_agent.counters")
@@ -32,7 +32,7 @@ class Counters:
     async def open(cls, path: Path) -> Counters:
         """Read the file. Never raises: a damaged one makes every answer CountersUnknown."""
         try:
-            raw = await asyncio.to_thread(_read, path)
+            raw = await asyncio.to_thread(read_bounded, path, MOST_FILE_BYTES)
             return cls(path, msgspec.json.decode(raw, type=dict[str, int]))
         except FileNotFoundError:
             return cls(path, {})
@@ -61,30 +61,7 @@ class Counters:
             return
         grown = {**self._highest, component: counter}
         try:
-            await asyncio.to_thread(_write, self._path, msgspec.json.encode(grown))
+            await asyncio.to_thread(write_whole, self._path, msgspec.json.encode(grown))
         except OSError as error:
             raise StoreFailed(f"{self._path.name} can't be written: {error}") from error
         self._highest = grown
-
-
-def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
-        raw = file.read(MOST_FILE_BYTES + 1)
-    if len(raw) > MOST_FILE_BYTES:
-        raise ValueError(f"over {MOST_FILE_BYTES} bytes")
-    return raw
-
-
-def _write(path: Path, raw: bytes) -> None:
-    fresh = path.with_name(path.name + ".new")
-    with fresh.open("wb") as file:
-        fresh.chmod(0o600)
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -10,7 +10,6 @@ are refused.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TypeVar
 import msgspec
 
 from edge_agent.errors import StoreFailed
-from edge_agent.safe_files import make_folder
+from edge_agent.safe_files import make_folder, write_whole
 from edge_agent.store.release import Former
 from shared.logs import get_log
 from shared.messages import CommandTarget
@@ -152,15 +151,4 @@ async def _write(path: Path, value: object) -> None:
 
 def _replace(path: Path, raw: bytes) -> None:
     make_folder(path.parent)
-    fresh = path.with_name(path.name + ".new")
-    with fresh.open("wb") as file:
-        fresh.chmod(0o600)
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_whole(path, raw)

@@ -205,7 +205,7 @@ async def every_cut(recorded: Recorded, folder: Path, loss: Loss, every: int, of
 def test_the_recording_sees_every_kind_of_act(recorded: Recorded) -> None:
     assert {act.op for act in recorded.acts} >= set("CWTSDMUR")
     synced = {Path(act.path).name for act in recorded.acts if act.op == "S"}
-    assert {"agent.db", "agent.db-wal", "counters.json.new", "kept.json.new"} <= synced
+    assert {"agent.db", "agent.db-wal", ".counters.json.part", ".kept.json.part"} <= synced
 
 
 @pytest.mark.parametrize("loss", Loss)

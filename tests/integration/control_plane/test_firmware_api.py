@@ -16,6 +16,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from control_plane import bodies
 from control_plane.db import Database
 from control_plane.errors import Conflict, NotFound
 from control_plane.firmware import api as firmware_api
@@ -324,7 +325,7 @@ async def test_a_full_disk_during_an_upload_is_an_outage(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(upload, "_write_all", full)
+    monkeypatch.setattr(upload, "write_all", full)
     _refused(await _publish(operator, _document(_spec()), IMAGE), 503, "store_unavailable")
     assert _left_over(files) == []
 
@@ -332,7 +333,7 @@ async def test_a_full_disk_during_an_upload_is_an_outage(
 async def test_an_upload_that_stalls_is_given_up(
     operator: httpx.AsyncClient, files: FolderFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upload, "NEXT_BYTES_WITHIN_S", 0.05)
+    monkeypatch.setattr(bodies, "NEXT_BYTES_WITHIN_S", 0.05)
     released = asyncio.Event()
 
     async def stalls() -> AsyncIterator[bytes]:
