@@ -2,7 +2,7 @@
 
 Each row mounts an attack on what the truck's link brings, and a command triggers an installation. In the end
 no ECU was written a byte, the job's status names the error, and the next vehicle manifest names the alarm.
-Eavesdropping is TLS's matter (test_tls_dates).
+Eavesdropping is TLS's matter (test_eavesdropping_and_dates).
 """
 
 from __future__ import annotations

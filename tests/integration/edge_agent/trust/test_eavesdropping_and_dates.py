@@ -1,4 +1,4 @@
-"""TLS that fails on dates alone, and what a proved time changes: real certificates, real handshakes."""
+"""TLS: what a listener learns, dates that fail alone, a proved time. Real certificates, real handshakes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import NameOID
 
+from edge_agent.addresses import UnsafeAddress
 from edge_agent.trust.trusted_time import tls_by
 from shared.trust.uptane.time_policy import TimePolicy
 from sim.uptane_world import UptaneWorld
@@ -178,3 +179,67 @@ async def test_without_a_proof_the_clock_judges(fleet: Any, tmp_path: Path) -> N
         over_tls(fleet, base, ca)
         # A stranger's certificate is no matter of dates: nobody is asked what time it is.
         assert await fleet.refused() == "office_unreached"
+
+
+@asynccontextmanager
+async def listener(base: str) -> AsyncIterator[tuple[str, bytearray]]:
+    """Somebody on the way who passes everything on, both ways, and keeps it; yields its address."""
+    scheme, _, port = base.rpartition(":")
+    heard = bytearray()
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while block := await reader.read(65536):
+            heard.extend(block)
+            writer.write(block)
+            await writer.drain()
+        writer.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        inner_reader, inner = await asyncio.open_connection("127.0.0.1", int(port))
+        await asyncio.gather(pass_on(reader, inner), pass_on(inner_reader, writer), return_exceptions=True)
+        tasks.discard(task)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    try:
+        yield f"{scheme}:{server.sockets[0].getsockname()[1]}", heard
+    finally:
+        server.close()
+        for task in list(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await server.wait_closed()
+
+
+def learnt(fleet: Any, heard: bytearray) -> set[str]:
+    """What a listener knows now: the truck's token, its name, and contents of files."""
+    known = {"token"} if fleet.source.token.encode() in heard else set()
+    known |= {"truck"} if fleet.source.device_id.encode() in heard else set()
+    return known | {"file" for body in fleet.office.served.values() if body[-64:] in heard}
+
+
+async def test_eavesdrop_who_listens_learns_nothing(fleet: Any, tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    ca = make(tmp_path, begins=now - timedelta(days=1), days=30)
+    async with relay(tmp_path, fleet.office.base) as base, listener(base) as (address, heard):
+        over_tls(fleet, address, ca)
+        assert await fleet.refused() is None
+    assert len(heard) > 1000
+    assert learnt(fleet, heard) == set()
+
+
+async def test_eavesdrop_the_listener_would_have_heard_it_in_the_clear(fleet: Any) -> None:
+    """The counter-proof: without TLS, which the agent takes on loopback only, all of it is there to read."""
+    async with listener(fleet.office.base) as (address, heard):
+        fleet.metadata._office = dataclasses.replace(fleet.source, base=address)
+        assert await fleet.refused() is None
+    assert learnt(fleet, heard) == {"token", "truck", "file"}
+
+
+async def test_eavesdrop_beyond_loopback_nothing_goes_in_the_clear(fleet: Any) -> None:
+    fleet.metadata._office = dataclasses.replace(fleet.source, base="http://192.0.2.1:8080")
+    with pytest.raises(UnsafeAddress, match="is not encrypted"):
+        await fleet.metadata.refresh()
