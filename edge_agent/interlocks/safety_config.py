@@ -111,6 +111,8 @@ def read_policy(section: Section) -> tuple[Policy, Path | None]:
     _give(given, "need_consent", section.maybe_yes("need_consent"))
     _give(given, "steady_for", _thousandths(section.maybe_number("steady_for_s", 0, 60)))
     _give(given, "may_take_silent_engine_as_off", section.maybe_yes("silent_engine_is_off"))
+    _give(given, "may_flash_gateway_only", section.maybe_yes("flash_gateway_only"))
+    _give(given, "may_go_without_way_back", section.maybe_yes("go_without_way_back"))
     forbidden = _periods(section, "quiet_hours")
     allowed = _periods(section, "maintenance_hours")
     if allowed:

@@ -98,6 +98,7 @@ need_key_switch_on = false
 need_consent = true
 steady_for_s = 0.5
 silent_engine_is_off = true
+flash_gateway_only = false
 quiet_hours = ["22:00-06:00"]
 maintenance_hours = ["01:00-03:30", "12:00-13:00"]
 time_zone = "Asia/Yekaterinburg"
@@ -117,6 +118,7 @@ holds_folder = "holds"
         "need_consent": True,
         "steady_for": 500,
         "may_take_silent_engine_as_off": True,
+        "may_flash_gateway_only": False,
         "forbidden": (
             Period(start=210, end=720),
             Period(start=780, end=60),
@@ -126,8 +128,8 @@ holds_folder = "holds"
     assert {name: getattr(policy.rules, name) for name in expected} == expected
     assert {name: getattr(policy.local, name) for name in expected} == expected
     # What was not said: the strict default alone, nothing beside a signed policy.
-    assert policy.rules.may_flash_gateway_only is SafetyPolicy().may_flash_gateway_only
-    assert policy.local.may_flash_gateway_only is LOOSEST.may_flash_gateway_only
+    assert policy.rules.may_go_without_way_back is SafetyPolicy().may_go_without_way_back
+    assert policy.local.may_go_without_way_back is LOOSEST.may_go_without_way_back
     assert (policy.need_parked, policy.need_engine_off, policy.least_voltage_v, policy.oldest_s) == (
         False,
         False,
@@ -191,6 +193,16 @@ def test_a_mistake_is_named(folder: Path, change: str, says: str) -> None:
     assert text != GOOD
     with pytest.raises(ConfigError, match=says):
         load(folder, text)
+
+
+def test_an_owner_takes_back_what_a_release_permits(folder: Path) -> None:
+    said = "[safety]\nflash_gateway_only = false\ngo_without_way_back = false\n"
+    policy = load(folder, GOOD.replace("[safety]\n", said)).policy
+    permits = SafetyPolicy(may_flash_gateway_only=True, may_go_without_way_back=True)
+    rules = policy.under(permits).rules
+    assert (rules.may_flash_gateway_only, rules.may_go_without_way_back) == (False, False)
+    usual = load(folder, GOOD).policy.under(permits).rules
+    assert (usual.may_flash_gateway_only, usual.may_go_without_way_back) == (True, True)
 
 
 def test_an_engine_that_is_flashed_may_be_silent_by_the_owners_word(folder: Path) -> None:
