@@ -19,7 +19,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 MOST_STARTS = 3
 """Starts of a trial that did not prove itself; then the one before it runs again."""
@@ -247,7 +247,11 @@ def _well_formed(state: State) -> bool:
 
 
 def _unpack(archive: Path, part: Path) -> None:
+    """Files and folders below `part`, and nothing else. Not by tarfile's own filters: Python has them since
+    3.10.12 and 3.11.4 only, and a Debian 12 has 3.11.2.
+    """
     files = size = 0
+    interpreter: str | None = None
     try:
         with tarfile.open(archive, mode="r:gz") as opened:
             for member in opened:
@@ -255,13 +259,33 @@ def _unpack(archive: Path, part: Path) -> None:
                 if files > MOST_FILES or size > MOST_UNPACKED_BYTES:
                     raise Unfit("the archive is larger than a version can be")
                 if member.issym() and member.name == "bin/python":
-                    # The one link out of the tree: checked against this machine's interpreter below.
-                    (part / "bin").mkdir(parents=True, exist_ok=True)
-                    (part / "bin" / "python").symlink_to(member.linkname)
-                    continue
-                opened.extract(member, part, filter="data")
-    except (tarfile.TarError, EOFError, ValueError) as error:
+                    interpreter = member.linkname
+                else:
+                    _extract(opened, member, part)
+        if interpreter is not None:
+            # The one link out of the tree, made when nothing is written through it any more; it is checked
+            # against this machine's interpreter below.
+            (part / "bin").mkdir(parents=True, exist_ok=True)
+            (part / "bin" / "python").symlink_to(interpreter)
+    except (tarfile.TarError, EOFError, ValueError, FileExistsError, NotADirectoryError) as error:
         raise Unfit(f"the archive can't be unpacked: {error}") from error
+
+
+def _extract(opened: tarfile.TarFile, member: tarfile.TarInfo, part: Path) -> None:
+    name = PurePosixPath(member.name)
+    if name.is_absolute() or ".." in name.parts:
+        raise Unfit(f"the archive names {member.name[:200]!r}, outside of its own folder")
+    path = part / name
+    if member.isdir():
+        path.mkdir(parents=True, exist_ok=True, mode=0o755)
+        return
+    source = opened.extractfile(member) if member.isreg() else None
+    if source is None:
+        raise Unfit(f"the archive holds {member.name[:200]!r}, which is neither file nor folder")
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    with source, path.open("xb") as file:
+        shutil.copyfileobj(source, file)
+    path.chmod(0o755 if member.mode & 0o100 else 0o644)
 
 
 def _check_tree(part: Path, python: Path) -> None:

@@ -87,7 +87,7 @@ def interpreter(python: str) -> Path:
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     candidates = [
         *([found] if (found := shutil.which(f"python{python}")) else []),
-        *sorted(pyenv.glob(f"versions/{python}.*/bin/python{python}")),
+        *(sorted(pyenv.glob(f"versions/{python}.*/bin/python{python}")) if os.access(pyenv, os.R_OK) else []),
     ]
     for candidate in candidates:
         asked = subprocess.run(

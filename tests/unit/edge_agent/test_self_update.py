@@ -166,6 +166,7 @@ BAD_ARCHIVES: dict[str, dict[str, bytes | str | None]] = {
     "out of the tree": {"../evil": b"x"},
     "an absolute path": {"lib/x": "/etc/passwd"},
     "a link out": {"lib/x": "../../../etc/passwd"},
+    "through the interpreter's link": {"bin/python/evil": b"x"},
 }
 
 
